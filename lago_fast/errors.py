@@ -1,0 +1,53 @@
+"""Typed errors of the package: each names the argument at fault and the remedy in its message."""
+
+
+class LagoError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class UnknownTask(LagoError, ValueError):
+    """A task name that no environment family knows; the message lists the nearest names."""
+
+
+class DemonstrationError(LagoError, ValueError):
+    """A dataset that is empty, corrupt, or recorded for other spaces."""
+
+
+class PriorMismatch(LagoError, ValueError):
+    """A prior fitted for another observation space, action space or set of instructions."""
+
+
+class TrainablePrior(LagoError, ValueError):
+    """A prior with a parameter that requires a gradient: stage 2 needs it frozen."""
+
+
+class HashMismatch(LagoError, ValueError):
+    """A file whose SHA-256 is not the one that was recorded for it."""
+
+
+class BackboneUnavailable(LagoError, OSError):
+    """A pretrained model that neither the hub nor this machine can provide."""
+
+
+class NonFiniteError(LagoError, ValueError):
+    """NaN or infinity in observations, rewards, losses or a prior's answer."""
+
+
+class RunExists(LagoError, FileExistsError):
+    """An output folder that already holds results; nothing is overwritten unasked."""
+
+
+class DeviceUnavailable(LagoError, RuntimeError):
+    """A device that was asked for by name and is not there."""
+
+
+class ImplUnavailable(LagoError, RuntimeError):
+    """An implementation that was asked for by name and cannot run here."""
+
+
+class UnsupportedArgument(LagoError, ValueError):
+    """An argument value that cannot be honoured; it is refused, never ignored."""
+
+
+class MissingExtra(LagoError, ImportError):
+    """An optional dependency that is not installed; the message names the extra that brings it."""

@@ -1,0 +1,28 @@
+"""What every test shares: one torch thread, fixed seeds, and the skip of what needs a GPU."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+# More threads than cores make small tensors slower; the suite's own parallelism is the machine's.
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="no CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Start each test from the same state of the global generators, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - Stable-Baselines3 draws from numpy's global generator
+    torch.manual_seed(0)
