@@ -1,0 +1,227 @@
+"""The native Gaussian loss against float64 autograd of the reference, with and without AVX2."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lago_fast.kernels.ppo_kl_gaussian import cpp_fused, eager
+from lago_fast.kernels.ppo_kl_gaussian.reference import Coefficients, Inputs
+
+NAMES = ("clip_range", "ent_coef", "vf_coef", "kl_coef", "prior_temperature", "clip_range_vf")
+
+
+def coefficients(*values: float | None) -> Coefficients:
+    """Build the coefficients in the order of NAMES; what is left out has its default here."""
+    defaults = (0.2, 0.01, 0.5, 0.3, 1.5, None)
+    chosen = (*values, *defaults[len(values) :])
+    return Coefficients(*(None if v is None else torch.tensor(v) for v in chosen))
+
+
+def draw(rows: int, dims: int, *, policy_std_per_row: bool = False, prior_std_per_row: bool = True) -> Inputs:
+    """Draw a batch in float32 with ratios on both sides of the clip and every fifth row invalid."""
+
+    def stds(per_row: bool) -> Tensor:
+        return 0.3 * torch.randn(*((rows, dims) if per_row else (dims,))) - 0.7
+
+    mean, log_std = torch.randn(rows, dims), stds(policy_std_per_row)
+    actions = mean + log_std.exp() * torch.randn(rows, dims)
+    log_prob = torch.distributions.Normal(mean, log_std.exp()).log_prob(actions).sum(-1)
+    return Inputs(
+        mean=mean,
+        log_std=log_std,
+        values=torch.randn(rows),
+        actions=actions,
+        old_log_prob=log_prob + 0.3 * torch.randn(rows),
+        advantages=3 * torch.randn(rows) + 1,
+        returns=torch.randn(rows),
+        old_values=torch.randn(rows),
+        weight=(torch.arange(rows) % 5 != 4).float(),
+        prior_mean=torch.randn(rows, dims),
+        prior_log_std=stds(prior_std_per_row),
+    )
+
+
+def widened(inputs):
+    """Widen to float64, in which the reference is the truth."""
+    return type(inputs)(*(None if t is None else t.double() for t in inputs))
+
+
+def poisoned(x: Inputs) -> eager.Grads:
+    """Gradients that hold NaN wherever the kernel forgets to write."""
+    return eager.Grads(*(torch.full_like(t, float("nan")) for t in x[:3]))
+
+
+def assert_no_worse_than_eager(x: Inputs, c: Coefficients, *, portable: bool, rtol: float = 2e-6, **options) -> None:
+    """Compare every output and gradient with float64, beside eager float32.
+
+    A gradient's tolerance is relative to its largest entry. The outputs are means of terms that may cancel,
+    hence an absolute part for them.
+    """
+    truth = [t for part in eager.loss_and_grads(widened(x), widened(c), **options) for t in part]
+    plain = [t for part in eager.loss_and_grads(x, c, **options) for t in part]
+    fused = [t for part in cpp_fused.loss_and_grads(x, c, out=poisoned(x), portable=portable, **options) for t in part]
+    names = (*eager.Outputs._fields, *eager.Grads._fields)
+    for name, expected, other, got in zip(names, truth, plain, fused, strict=True):
+        if expected.numel() == 0:
+            continue
+        scale = expected.abs().max() if expected.dim() else expected.abs() + 1
+        allowed = 2 * (other - expected).abs().max() + rtol * scale
+        assert (got - expected).abs().max() <= allowed, name
+        assert got.dtype == torch.float32
+
+
+portable = pytest.mark.parametrize("portable", [False, True], ids=["best", "portable"])
+direction = pytest.mark.parametrize("kl_direction", ["policy_prior", "prior_policy"])
+
+
+@portable
+@direction
+@pytest.mark.parametrize("dims", [1, 3, 4, 17])
+@pytest.mark.parametrize("rows", [1, 7, 8, 63, 64, 65, 2049])
+def test_shapes(rows, dims, kl_direction, portable):
+    assert_no_worse_than_eager(draw(rows, dims), coefficients(), portable=portable, kl_direction=kl_direction)
+
+
+@portable
+@direction
+@pytest.mark.parametrize("policy_std_per_row", [False, True])
+@pytest.mark.parametrize("prior_std_per_row", [False, True])
+@pytest.mark.parametrize("dims", [2, 6, 8])
+def test_stds_of_the_state_and_not(policy_std_per_row, prior_std_per_row, dims, kl_direction, portable):
+    x = draw(77, dims, policy_std_per_row=policy_std_per_row, prior_std_per_row=prior_std_per_row)
+    assert_no_worse_than_eager(x, coefficients(), portable=portable, kl_direction=kl_direction)
+
+
+@portable
+@pytest.mark.parametrize("clip_range_vf", [None, 0.05, 0.7])
+@pytest.mark.parametrize("normalize_advantage", [False, True])
+def test_value_clipping_and_advantages_as_they_are(clip_range_vf, normalize_advantage, portable):
+    c = coefficients(0.1, 0.02, 0.7, 0.5, 0.6, clip_range_vf)
+    assert_no_worse_than_eager(draw(100, 4), c, portable=portable, normalize_advantage=normalize_advantage)
+
+
+@portable
+def test_many_rows(portable):
+    assert_no_worse_than_eager(draw(65537, 4), coefficients(), portable=portable)
+
+
+@portable
+@pytest.mark.parametrize("log_std", [-20.0, -8.0, 2.0])
+def test_log_std_at_its_bounds(log_std, portable):
+    x = draw(40, 3)
+    std = torch.tensor(log_std).exp()
+    x = x._replace(log_std=torch.full((3,), log_std), actions=x.mean + torch.randn(40, 3) * std)
+    old = torch.distributions.Normal(x.mean.double(), x.log_std.double().exp()).log_prob(x.actions.double())
+    x = x._replace(old_log_prob=old.sum(-1).float())
+    # A log-probability of about 60 carries a rounding error of 4e-6, which its ratio multiplies.
+    assert_no_worse_than_eager(x, coefficients(), portable=portable, rtol=2e-5)
+
+
+@portable
+def test_ratio_at_the_edge_of_the_clip(portable):
+    x = draw(16, 1)
+    at_mean = x._replace(actions=x.mean, log_std=torch.zeros(1), weight=torch.ones(16))
+    log_prob = torch.distributions.Normal(at_mean.mean, 1.0).log_prob(at_mean.actions).sum(-1)
+    ratios = torch.tensor([0.5, 1.5, 0.49, 1.51]).repeat(4)
+    at_mean = at_mean._replace(old_log_prob=log_prob - ratios.log())
+    assert_no_worse_than_eager(at_mean, coefficients(0.5), portable=portable)
+
+
+@portable
+@pytest.mark.parametrize("valid_rows", [[], [3]])
+def test_no_valid_row_and_one(valid_rows, portable):
+    weight = torch.zeros(11)
+    weight[valid_rows] = 1
+    x = draw(11, 4)._replace(weight=weight)
+    assert_no_worse_than_eager(x, coefficients(), portable=portable)
+    outputs, grads = cpp_fused.loss_and_grads(x, coefficients(), portable=portable)
+    if not valid_rows:
+        assert not any(t.any() for t in (*outputs, *grads))
+
+
+@portable
+def test_an_invalid_row_adds_nothing_even_with_an_infinite_ratio(portable):
+    x = draw(20, 4)
+    expected = cpp_fused.loss_and_grads(x, coefficients(), portable=portable)
+    x.old_log_prob[x.weight == 0] = -1e4
+    for part, again in zip(expected, cpp_fused.loss_and_grads(x, coefficients(), portable=portable), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(part, again, strict=True))
+
+
+@portable
+def test_no_rows(portable):
+    outputs, grads = cpp_fused.loss_and_grads(draw(0, 4), coefficients(), portable=portable)
+    assert not any(t.any() for t in outputs)
+    assert torch.equal(grads.log_std, torch.zeros(4))
+    assert grads.mean.shape == (0, 4)
+
+
+@portable
+@pytest.mark.parametrize("name", ["mean", "values", "actions", "old_log_prob", "advantages", "returns"])
+def test_a_nan_in_a_valid_row_shows_in_the_loss(name, portable):
+    x = draw(20, 4)
+    getattr(x, name)[2] = float("nan")
+    assert cpp_fused.loss_and_grads(x, coefficients(), portable=portable)[0].loss.isnan()
+
+
+@portable
+def test_same_input_same_bits(portable):
+    x = draw(1000, 4)
+    first = cpp_fused.loss_and_grads(x, coefficients(), portable=portable)
+    again = cpp_fused.loss_and_grads(x, coefficients(), out=poisoned(x), portable=portable)
+    for part, same in zip(first, again, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(part, same, strict=True))
+
+
+def test_views_are_read_as_what_they_show():
+    x = draw(30, 4)
+    expected = cpp_fused.loss_and_grads(x, coefficients())
+    strided = x._replace(mean=x.mean.T.contiguous().T, values=x.values.repeat_interleave(2)[::2])
+    for part, same in zip(expected, cpp_fused.loss_and_grads(strided, coefficients()), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(part, same, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_are_computed_in_float32(dtype):
+    x = Inputs(*(t.to(dtype) for t in draw(50, 4)))
+    outputs, grads = cpp_fused.loss_and_grads(x, coefficients())
+    truth, true_grads = eager.loss_and_grads(widened(x), widened(coefficients()))
+    for got, expected in zip(outputs, truth, strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
+    for got, expected in zip(grads, true_grads, strict=True):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.double(), expected, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [
+        ("mean", lambda t: t[0]),
+        ("log_std", lambda t: t[:2]),
+        ("values", lambda t: t.unsqueeze(1)),
+        ("actions", lambda t: t[:, :3]),
+        ("weight", lambda t: t.bool()),
+        ("advantages", lambda t: t.double()),
+        ("prior_mean", lambda t: t.to("meta")),
+    ],
+)
+def test_a_refused_input_is_named(name, broken):
+    x = draw(10, 4)
+    x = x._replace(**{name: broken(getattr(x, name))})
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        cpp_fused.loss_and_grads(x, coefficients())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_refused_coefficient_is_named(name):
+    c = coefficients()._replace(**{name: torch.tensor(0.1, dtype=torch.float64)})
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        cpp_fused.loss_and_grads(draw(10, 4), c)
+
+
+def test_a_refused_direction_and_buffer_are_named():
+    x = draw(10, 4)
+    with pytest.raises(ValueError, match=r"^kl_direction: expected"):
+        cpp_fused.loss_and_grads(x, coefficients(), kl_direction="sideways")
+    with pytest.raises(ValueError, match=r"^out\.mean: expected"):
+        cpp_fused.loss_and_grads(x, coefficients(), out=poisoned(draw(9, 4)))
