@@ -1,0 +1,39 @@
+"""Vector environments: an array lane for our trainers and an SB3 lane for everyone else.
+
+Names are loaded on first use, so that importing this package needs neither EnvPool nor SB3.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lago_fast.envs.metaworld import MetaworldArrayEnv, make_metaworld
+    from lago_fast.envs.vec_env import ArrayReset, ArrayStep, ArrayVecEnv, ReturnNormalizer
+
+__all__ = [
+    "ArrayReset",
+    "ArrayStep",
+    "ArrayVecEnv",
+    "MetaworldArrayEnv",
+    "ReturnNormalizer",
+    "make_metaworld",
+]
+
+_HOME = {
+    "ArrayReset": "vec_env",
+    "ArrayStep": "vec_env",
+    "ArrayVecEnv": "vec_env",
+    "MetaworldArrayEnv": "metaworld",
+    "ReturnNormalizer": "vec_env",
+    "make_metaworld": "metaworld",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
