@@ -1,0 +1,360 @@
+"""Demonstrations: scripted Meta-World experts recorded into a Minari dataset, and read back as arrays.
+
+On disk: Minari's HDF5 format under `<path>/data`, which `minari.load_dataset` reads too when
+`MINARI_DATASETS_PATH` names the folder that holds `path`. Each episode has one task and one instruction.
+Format: https://minari.farama.org. Tests: tests/test_demos.py.
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lago_fast.envs.experts import Episode, play_expert
+from lago_fast.envs.metaworld import check_tasks, task_phrasings
+from lago_fast.errors import DemonstrationError, MissingExtra, RunExists, UnsupportedArgument
+
+ATTEMPTS_PER_SUCCESS = 10
+# what h5py, json and Minari raise on a damaged dataset
+UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
+Progress = Callable[[str, int, int], None]
+
+
+class Demonstrations(NamedTuple):
+    """Recorded transitions, one row per step, episode after episode."""
+
+    states: np.ndarray  # [n, S] float32, what the actor saw
+    actions: np.ndarray  # [n, D] float32, as executed, inside the box
+    instruction_id: np.ndarray  # [n] int64
+    instructions: list[str]
+    episode_id: np.ndarray  # [n] int64
+    task_id: np.ndarray  # [n] int64
+    tasks: list[str]
+    success: np.ndarray  # [E] bool, at any step of the episode
+    action_low: np.ndarray  # [D] float32
+    action_high: np.ndarray  # [D] float32
+
+
+def record_demos(
+    tasks: Sequence[str],
+    episodes_per_task: int,
+    path: str | os.PathLike[str],
+    *,
+    action_noise: float = 0.0,
+    success_only: bool = False,
+    stop_after_success: int | None = None,
+    seed: int = 0,
+    max_episode_steps: int = 500,
+    num_envs_per_task: int = 10,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Record scripted experts into a Minari dataset and return its folder.
+
+    The dataset is written beside `path` and moved there when complete: a crash leaves no half dataset and
+    loses no old one. A task's episodes depend on its name and `seed`, not on the other tasks recorded.
+
+    Args:
+        tasks: short names such as "drawer-open".
+        episodes_per_task: exactly so many are kept per task.
+        path: folder of the dataset.
+        action_noise: std of the Gaussian noise added to the expert's action before it is clipped to the box;
+            the noisy action is executed, and it is the one recorded.
+        success_only: keep only episodes with a success at any step.
+        stop_after_success: end an episode so many steps after its first success (0: right there), flagged as
+            truncated; None plays all `max_episode_steps`.
+        seed: of simulators, instructions and noise.
+        max_episode_steps: horizon.
+        num_envs_per_task: simulators stepped at a time; it changes which episodes are drawn, not their kind.
+        overwrite: replace the dataset at `path`.
+        progress: called with (task, episodes kept, episodes wanted).
+
+    Raises:
+        UnknownTask, UnsupportedArgument, MissingExtra: see the messages.
+        RunExists: `path` exists, and `overwrite` is False or it holds something else than a dataset.
+        DemonstrationError: with `success_only`, the expert fails too often.
+    """
+    tasks = check_tasks(tasks)
+    _at_least(1, episodes_per_task=episodes_per_task, num_envs_per_task=num_envs_per_task)
+    _at_least(0, action_noise=action_noise)
+    if stop_after_success is not None:
+        _at_least(0, stop_after_success=stop_after_success)
+    path = Path(os.path.abspath(path))
+    _check_free(path, overwrite)
+    minari = _import_minari()
+    settings = {
+        "action_noise": action_noise,
+        "success_only": success_only,
+        "stop_after_success": stop_after_success,
+        "seed": seed,
+        "max_episode_steps": max_episode_steps,
+    }
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        folder = Path(scratch) / "complete"
+        folder.mkdir()
+        storage = None
+        for task in tasks:
+            played = play_expert(
+                task,
+                action_noise=action_noise,
+                stop_after_success=stop_after_success,
+                seed=seed,
+                max_episode_steps=max_episode_steps,
+                num_envs=min(num_envs_per_task, episodes_per_task),
+            )
+            episodes = _keep(played, task, episodes_per_task, success_only, progress)
+            if storage is None:
+                storage = _new_storage(minari, folder / "data", episodes[0])
+            _append(minari, storage, task, episodes)
+        assert storage is not None  # check_tasks refuses an empty list
+        storage.update_metadata(_metadata(path, tasks, settings))
+        _install(folder, path, Path(scratch) / "replaced")
+    return path
+
+
+def _keep(
+    played: Iterator[Episode], task: str, wanted: int, success_only: bool, progress: Progress | None
+) -> list[Episode]:
+    """The first episodes that qualify."""
+    kept: list[Episode] = []
+    for attempt, episode in enumerate(played, start=1):
+        if episode.success.any() or not success_only:
+            kept.append(episode)
+            if progress is not None:
+                progress(task, len(kept), wanted)
+        if len(kept) == wanted:
+            return kept
+        if attempt == ATTEMPTS_PER_SUCCESS * wanted:
+            break
+    raise DemonstrationError(
+        f"success_only: the expert of {task!r} succeeded in {len(kept)} of {ATTEMPTS_PER_SUCCESS * wanted} "
+        f"episodes, {wanted} wanted: lower action_noise, raise max_episode_steps, or leave the task out"
+    )
+
+
+def load_demos(path: str | os.PathLike[str]) -> Demonstrations:
+    """Read a dataset that `record_demos` wrote, or another Minari dataset with the same columns.
+
+    Each episode needs the metadata `task`, `instruction` and `success`; spaces must be flat boxes.
+
+    Raises:
+        DemonstrationError: missing, empty or corrupt; NaN; shapes that do not fit the dataset's spaces.
+        MissingExtra: Minari is not installed.
+    """
+    path = Path(path)
+    remedy = f"record it again (`lago demos`, --overwrite) or give another path; path={str(path)!r}"
+    if not (path / "data").is_dir():
+        raise DemonstrationError(f"no dataset at the path given: {remedy}")
+    minari = _import_minari()
+    try:
+        storage = minari.dataset.minari_storage.MinariStorage.read(path / "data")
+        low, high = storage.action_space.low, storage.action_space.high
+        shapes = (storage.observation_space.shape, storage.action_space.shape)
+        numbers = range(storage.total_episodes)
+        rows = list(storage.get_episodes(numbers))
+        labels = list(storage.get_episode_metadata(numbers))
+        texts = [(str(label["task"]), str(label["instruction"])) for label in labels]
+        success = np.array([bool(label["success"]) for label in labels], bool)
+    except UNREADABLE as error:
+        raise DemonstrationError(f"unreadable dataset ({type(error).__name__}: {error}): {remedy}") from error
+    if not rows:
+        raise DemonstrationError(f"the dataset holds no episode: {remedy}")
+    for number, row in enumerate(rows):
+        fault = _fault(row, shapes)
+        if fault:
+            raise DemonstrationError(f"episode {number} {fault}: {remedy}")
+
+    lengths = [len(row["actions"]) for row in rows]
+    tasks, task_of = _index([task for task, _ in texts])
+    instructions, instruction_of = _index([instruction for _, instruction in texts])
+    return Demonstrations(
+        states=np.concatenate([row["observations"][:-1] for row in rows]).astype(np.float32),
+        actions=np.concatenate([np.clip(row["actions"], low, high) for row in rows]).astype(np.float32),
+        instruction_id=np.repeat(instruction_of, lengths),
+        instructions=instructions,
+        episode_id=np.repeat(np.arange(len(rows), dtype=np.int64), lengths),
+        task_id=np.repeat(task_of, lengths),
+        tasks=tasks,
+        success=success,
+        action_low=low.astype(np.float32),
+        action_high=high.astype(np.float32),
+    )
+
+
+def expert_table(
+    tasks: Sequence[str] | None = None,
+    episodes: int = 20,
+    *,
+    action_noise: float = 0.0,
+    seed: int = 0,
+    max_episode_steps: int = 500,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """How often each scripted expert succeeds; one row per task, all 50 by default.
+
+    Args:
+        tasks: short names, or None for all.
+        episodes: per task.
+        action_noise, seed, max_episode_steps, progress: as in `record_demos`.
+
+    Returns:
+        Rows with `task`, `episodes`, `success` (share of episodes with a success at any step),
+        `success_at_end` (at the last step) and `return` (mean undiscounted sum of raw rewards).
+    """
+    tasks = sorted(task_phrasings()) if tasks is None else check_tasks(tasks)
+    _at_least(1, episodes=episodes)
+    _at_least(0, action_noise=action_noise)
+    rows = []
+    for task in tasks:
+        played = play_expert(
+            task,
+            action_noise=action_noise,
+            seed=seed,
+            max_episode_steps=max_episode_steps,
+            num_envs=min(10, episodes),
+        )
+        kept = _keep(played, task, episodes, False, progress)
+        rows.append(
+            {
+                "task": task,
+                "episodes": episodes,
+                "success": float(np.mean([episode.success.any() for episode in kept])),
+                "success_at_end": float(np.mean([episode.success[-1] for episode in kept])),
+                "return": float(np.mean([episode.rewards.sum(dtype=np.float64) for episode in kept])),
+            }
+        )
+    return rows
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that decides what an episode looks like; absent packages are left out."""
+    found = {}
+    for package in ("lago_fast", "envpool", "metaworld", "mujoco", "minari", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _at_least(lowest: int, **arguments: float) -> None:
+    for name, value in arguments.items():
+        if not lowest <= value < float("inf"):
+            raise UnsupportedArgument(f"{name}={value}: give a finite number, {lowest} or more")
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    if not path.exists():
+        return
+    if not overwrite:
+        raise RunExists(f"path={str(path)!r} exists already: give another path, or overwrite=True (--overwrite)")
+    if not (path / "data" / "metadata.json").is_file():
+        raise RunExists(f"path={str(path)!r} is no dataset and will not be replaced: give another path")
+
+
+def _install(folder: Path, path: Path, replaced: Path) -> None:
+    """Move a complete dataset to its place; the old one comes back should that fail."""
+    if path.exists():
+        path.rename(replaced)
+    try:
+        folder.rename(path)
+    finally:
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+
+
+def _new_storage(minari: ModuleType, folder: Path, episode: Episode) -> Any:
+    from gymnasium.spaces import Box
+
+    folder.mkdir()
+    return minari.dataset.minari_storage.MinariStorage.new(
+        folder,
+        observation_space=Box(-np.inf, np.inf, episode.states.shape[1:], np.float32),
+        action_space=Box(-1.0, 1.0, episode.actions.shape[1:], np.float32),
+        data_format="hdf5",
+    )
+
+
+def _append(minari: ModuleType, storage: Any, task: str, episodes: list[Episode]) -> None:
+    """Add a task's episodes to the dataset with what identifies each."""
+    first = storage.total_episodes
+    buffers, labels = [], []
+    for episode in episodes:
+        ends = np.zeros(len(episode.rewards), bool)
+        truncations = ends.copy()
+        truncations[-1] = True
+        buffers.append(
+            minari.data_collector.EpisodeBuffer(
+                seed=episode.env_seed,
+                observations=episode.states,
+                actions=episode.actions,
+                rewards=episode.rewards,
+                terminations=ends,
+                truncations=truncations,
+                infos={"success": episode.success},
+            )
+        )
+        labels.append(
+            {
+                "task": task,
+                "instruction": episode.instruction,
+                "success": bool(episode.success.any()),
+                "success_at_end": bool(episode.success[-1]),
+                "return": float(episode.rewards.sum(dtype=np.float64)),
+                "round": episode.round,
+            }
+        )
+    storage.update_episodes(buffers)
+    storage.update_episode_metadata(labels, range(first, first + len(episodes)))
+
+
+def _metadata(path: Path, tasks: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """Minari's own fields, and under `lago` all that is needed to record the same dataset again."""
+    name = re.sub(r"[^-\w]", "-", path.name)
+    return {
+        "dataset_id": name if re.fullmatch(r".+-v\d+", name) else f"{name}-v0",
+        "minari_version": version("minari"),
+        "algorithm_name": "metaworld.policies (scripted experts)",
+        "description": "Scripted experts of Meta-World v3, goals visible, simulated by EnvPool.",
+        "lago": {"tasks": tasks, **settings, "versions": versions()},
+    }
+
+
+def _fault(row: dict[str, Any], shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> str:
+    """What is wrong with an episode's arrays, in words; empty when nothing is."""
+    states, actions = row["observations"], row["actions"]
+    if not (isinstance(states, np.ndarray) and isinstance(actions, np.ndarray)):
+        return "has observations or actions that are not plain arrays"
+    steps = len(actions)
+    if steps == 0 or states.shape != (steps + 1, *shapes[0]) or actions.shape != (steps, *shapes[1]):
+        return (
+            f"has observations {list(states.shape)} and actions {list(actions.shape)}, which do not fit each "
+            f"other or the dataset's spaces {list(shapes[0])} and {list(shapes[1])}"
+        )
+    if not (np.isfinite(states).all() and np.isfinite(actions).all()):
+        return "holds NaN or infinity"
+    return ""
+
+
+def _index(names: list[str]) -> tuple[list[str], np.ndarray]:
+    """Distinct names in order of appearance, and [len(names)] int64 indices into them."""
+    distinct = list(dict.fromkeys(names))
+    return distinct, np.array([distinct.index(name) for name in names], np.int64)
+
+
+def _import_minari() -> ModuleType:
+    try:
+        import h5py  # noqa: F401  Minari's HDF5 format needs it, and says so only when it writes
+        import minari
+    except ImportError as error:
+        raise MissingExtra("demonstrations need Minari with HDF5: pip install 'lago_fast[envs]'") from error
+    module: ModuleType = minari
+    return module
