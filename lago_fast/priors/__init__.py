@@ -1,0 +1,55 @@
+"""Frozen priors over actions: what they answer, how they are fitted, how they are kept.
+
+The public names are imported on first use: `priors.base` must not pull in transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lago_fast.priors.amortised import AmortisedPrior
+    from lago_fast.priors.backbone import Backbone, encode_instructions, find_backbone
+    from lago_fast.priors.base import ActionPrior, PriorOutput, check_frozen, match_instructions
+    from lago_fast.priors.finetune import fit_prior
+    from lago_fast.priors.latent_action import LatentActionPrior
+    from lago_fast.priors.student import StudentConfig
+
+__all__ = [
+    "ActionPrior",
+    "AmortisedPrior",
+    "Backbone",
+    "LatentActionPrior",
+    "PriorOutput",
+    "StudentConfig",
+    "check_frozen",
+    "encode_instructions",
+    "find_backbone",
+    "fit_prior",
+    "match_instructions",
+]
+
+_HOME = {
+    "ActionPrior": "base",
+    "AmortisedPrior": "amortised",
+    "Backbone": "backbone",
+    "LatentActionPrior": "latent_action",
+    "PriorOutput": "base",
+    "StudentConfig": "student",
+    "check_frozen": "base",
+    "encode_instructions": "backbone",
+    "find_backbone": "backbone",
+    "fit_prior": "finetune",
+    "match_instructions": "base",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module of a public name when the name is first asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names without importing them."""
+    return sorted(__all__)

