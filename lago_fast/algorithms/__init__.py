@@ -1,0 +1,1 @@
+"""Trainers: drop-in algorithms guided by a frozen prior."""

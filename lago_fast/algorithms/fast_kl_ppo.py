@@ -1,0 +1,434 @@
+"""FastKLPPO: Stable-Baselines3's PPO with an exact KL towards a frozen prior, and a faster loop.
+
+It inherits learn, callbacks, logging, predict, save and load; collection and update are its own.
+Sources: PPO, arXiv 1707.06347; the prior's term, LaGO (arXiv 2606.24669) and arXiv 2410.07927.
+Test: pytest tests/algorithms
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer as SB3RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from lago_fast import ops
+from lago_fast.algorithms.heads import make_head
+from lago_fast.algorithms.kl_coefficient import KLCoefficient
+from lago_fast.algorithms.lanes import ArrayLane, Lane, Sb3Lane, array_lane_of, episode_info
+from lago_fast.algorithms.prior_match import check_prior, match_env
+from lago_fast.buffers import RolloutBuffer
+from lago_fast.errors import DeviceUnavailable, NonFiniteError, PriorMismatch, UnsupportedArgument
+from lago_fast.priors.base import ActionPrior
+
+Schedule = Callable[[float], float]
+
+
+class FastKLPPO(PPO):
+    """PPO guided by a frozen action prior; without one, Stable-Baselines3's PPO.
+
+    The positional arguments are Stable-Baselines3's, with its meanings and defaults. Refused by name:
+    `use_sde=True`, `rollout_buffer_class`, `rollout_buffer_kwargs`; Dict observations; action spaces
+    other than Box and Discrete.
+
+    Args:
+        prior: frozen prior (`lago_fast.priors.base.ActionPrior`), queried once per collected step.
+        kl_coef: weight of the KL: a number, a schedule of the progress remaining, or "auto".
+        target_prior_kl: nats, for kl_coef="auto": the coefficient grows by 1.5 after a rollout whose mean
+            KL is above 1.5 times the target and shrinks by 1.5 below the target over 1.5.
+        kl_direction: "policy_prior" is KL(policy || prior), "prior_policy" the other one.
+        kl_placement: "loss" adds the KL to the loss; "reward" subtracts it from each step's reward.
+        prior_temperature: the prior is raised to 1 / temperature and renormalised.
+        warm_start: spend the first rollout on fitting the policy to the prior, with no PPO update.
+        impl: implementation of the loss op (`lago_fast.ops`); gae takes the same name where it is
+            written for gae, else "auto".
+
+    Raises:
+        UnsupportedArgument: a value that cannot be honoured.
+        PriorMismatch: the prior was fitted for another space or other instructions.
+        TrainablePrior: the prior has a parameter that requires a gradient.
+        DeviceUnavailable: CUDA was asked for by name and is not there.
+        ImplUnavailable: `impl` cannot run here.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: Any,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 2048,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[SB3RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        prior: ActionPrior | None = None,
+        kl_coef: float | Schedule | str = 0.1,
+        target_prior_kl: float | None = None,
+        kl_direction: str = "policy_prior",
+        kl_placement: str = "loss",
+        prior_temperature: float = 1.0,
+        warm_start: bool = False,
+        impl: str = "auto",
+    ) -> None:
+        if use_sde or sde_sample_freq != -1:
+            raise UnsupportedArgument("use_sde, sde_sample_freq: gSDE has no exact KL here; use stable_baselines3.PPO")
+        if rollout_buffer_class is not None or rollout_buffer_kwargs:
+            raise UnsupportedArgument("rollout_buffer_class, rollout_buffer_kwargs: the buffer is part of this trainer")
+        if kl_direction not in ("policy_prior", "prior_policy"):
+            raise UnsupportedArgument(f"kl_direction={kl_direction!r}: choose 'policy_prior' or 'prior_policy'")
+        if kl_placement not in ("loss", "reward"):
+            raise UnsupportedArgument(f"kl_placement={kl_placement!r}: choose 'loss' or 'reward'")
+        if prior_temperature <= 0:
+            raise UnsupportedArgument(f"prior_temperature={prior_temperature}: give a number above 0")
+        if warm_start and prior is None and _init_setup_model:
+            raise UnsupportedArgument("warm_start: there is nothing to start from without a prior; pass prior=")
+        if torch.device("cpu" if device == "auto" else device).type == "cuda" and not torch.cuda.is_available():
+            raise DeviceUnavailable(f"device={device!r}: this machine has no CUDA device; use device='cpu' or 'auto'")
+        self.kl_coef, self.target_prior_kl = kl_coef, target_prior_kl
+        self.kl_direction, self.kl_placement = kl_direction, kl_placement
+        self.prior_temperature, self.warm_start, self.impl = prior_temperature, warm_start, impl
+        self.prior = prior
+        self.prior_digest: str | None = None
+        self._kl_coefficient = KLCoefficient(kl_coef, target_prior_kl)
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            n_steps,
+            batch_size,
+            n_epochs,
+            gamma,
+            gae_lambda,
+            clip_range,
+            clip_range_vf,
+            normalize_advantage,
+            ent_coef,
+            vf_coef,
+            max_grad_norm,
+            target_kl=target_kl,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    # ---- setting up -------------------------------------------------------------------------------------------
+
+    def _setup_model(self) -> None:
+        if isinstance(self.observation_space, spaces.Dict):
+            raise UnsupportedArgument("env: Dict observations are not supported; flatten them (FlattenObservation)")
+        self._head = make_head(self.action_space)
+        gae_impl = self.impl if self.impl in ops.IMPLEMENTATIONS["gae"] else "auto"
+        self.impls = {
+            op: ops.resolve(op, self.device.type, impl)[0]
+            for op, impl in ((self._head.op, self.impl), ("gae", gae_impl))
+        }
+        if "optimizer_class" not in self.policy_kwargs and "optimizer_kwargs" not in self.policy_kwargs:
+            # Stable-Baselines3's Adam in one fused call per step
+            self.policy_kwargs = {**self.policy_kwargs, "optimizer_kwargs": {"eps": 1e-5, "fused": True}}
+        super()._setup_model()
+        obs_dtype = torch.as_tensor(np.zeros(1, dtype=self.observation_space.dtype)).dtype
+        self._buffer = RolloutBuffer(
+            self.n_steps,
+            self.n_envs,
+            self.observation_space.shape or (),
+            torch.float32 if obs_dtype == torch.float64 else obs_dtype,
+            self._head.action_shape,
+            self._head.widths,
+            self.device,
+        )
+        self.rollout_buffer = self._buffer  # type: ignore[assignment]  # under the name that callbacks read
+        if self.prior is not None:
+            self.set_prior(self.prior)
+
+    def set_prior(self, prior: ActionPrior) -> None:
+        """Take `prior` as this model's prior, after checking that it fits.
+
+        Raises:
+            TrainablePrior, PriorMismatch, UnsupportedArgument: see the class.
+        """
+        check_prior(prior, self._head, self.prior_digest)
+        if self.env is not None:
+            self._prior_ids = match_env(prior, self.env).to(self.device)
+        self.prior, self.prior_digest = prior, prior.digest
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        if self.prior is None and self.prior_digest is not None:
+            raise PriorMismatch(
+                f"prior: this model was trained with prior {self.prior_digest}; pass it to load(prior=...)"
+            )
+        fresh_env = self._last_obs is None or kwargs.get("reset_num_timesteps", args[2] if len(args) > 2 else True)
+        result = super()._setup_learn(*args, **kwargs)
+        if fresh_env:
+            assert self.env is not None
+            array_lane = array_lane_of(self.env)
+            self._lane: Lane = Sb3Lane(self.env) if array_lane is None else ArrayLane(array_lane)
+            self._instruction_id = self._lane.begin()
+        return result
+
+    # ---- collection -------------------------------------------------------------------------------------------
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: SB3RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Fill the buffer with one rollout; the signature is Stable-Baselines3's.
+
+        Raises:
+            NonFiniteError: an observation or a reward is NaN or infinite.
+        """
+        buffer = self._buffer
+        if rollout_buffer is not self.rollout_buffer or n_rollout_steps != self.n_steps or env is not self.env:
+            raise UnsupportedArgument("env, rollout_buffer, n_rollout_steps: only the model's own can be collected")
+        self.policy.set_training_mode(False)
+        callback.on_rollout_start()
+        terminal_values: list[tuple[int, Tensor, Tensor]] = []
+        for t in range(n_rollout_steps):
+            actions = self._act(buffer, t)
+            if isinstance(self.action_space, spaces.Box):
+                # the policy is an unbounded Gaussian; the env gets its samples inside the box
+                actions = np.clip(actions, self.action_space.low, self.action_space.high)
+            step = self._lane.step(actions)
+            self.num_timesteps += int(step.valid.sum())
+            infos, episodes, dones, rewards = (
+                step.infos,
+                step.episodes,
+                step.terminated | step.truncated,
+                step.reward,
+            )
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            for episode in episodes:
+                self.ep_info_buffer.append(episode_info(episode, self.start_time / 1e9))  # type: ignore[union-attr]
+                if episode.success is not None:
+                    self.ep_success_buffer.append(episode.success)  # type: ignore[union-attr]
+            for column, array in (
+                (buffer.rewards, step.reward),
+                (buffer.terminated, step.terminated),
+                (buffer.truncated, step.truncated),
+                (buffer.valid, step.valid),
+            ):
+                column[t] = torch.from_numpy(array)
+            if len(step.replaced):
+                envs = torch.as_tensor(step.replaced, device=self.device)
+                terminal_values.append((t, envs, self._values(step.last_observation)))
+            self._last_obs, self._instruction_id = step.observation, step.instruction_id
+            self._last_episode_starts = dones
+        buffer.bootstrap(self._values(self._last_obs), terminal_values)  # type: ignore[arg-type]
+        self._check_finite(buffer.observations, "observation")
+        self._check_finite(buffer.rewards, "reward")
+        if self.prior is not None:
+            self._query_prior(self.prior)
+        buffer.compute_returns_and_advantage(self.gamma, self.gae_lambda, self.impls["gae"])
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    @torch.no_grad()
+    def _act(self, buffer: RolloutBuffer, t: int) -> np.ndarray:
+        """Store what the policy sees, says and chooses at step t; return the actions, not clipped."""
+        buffer.observations[t] = torch.from_numpy(self._last_obs)
+        buffer.instruction_id[t] = torch.from_numpy(self._instruction_id)
+        outputs, buffer.values[t] = self._head.forward(self.policy, buffer.observations[t])
+        actions, buffer.log_probs[t] = self._head.sample(outputs)
+        buffer.actions[t] = actions
+        for column, output in zip(buffer.policy_outputs, outputs, strict=True):
+            column[t] = output
+        return actions.cpu().numpy().reshape(self.n_envs, *self.action_space.shape)  # type: ignore[misc]
+
+    @torch.no_grad()
+    def _values(self, observations: np.ndarray) -> Tensor:
+        tensor = torch.as_tensor(observations, device=self.device, dtype=self._buffer.observations.dtype)
+        return self.policy.predict_values(tensor).flatten()
+
+    def _query_prior(self, prior: ActionPrior) -> None:
+        """Ask the prior once about every collected step; with kl_placement="reward", charge its KL."""
+        buffer = self._buffer
+        states = buffer.observations.flatten(0, 1).flatten(1)[:, : prior.state_dim]
+        answer = prior.query(states, self._prior_ids[buffer.instruction_id.flatten()])
+        for column, output in zip(buffer.prior_outputs, self._head.prior_outputs(answer), strict=True):
+            column.copy_(output.reshape(column.shape))
+        if torch.isnan(torch.stack([column.sum() for column in buffer.prior_outputs])).any():
+            raise NonFiniteError("prior: it answered NaN; check its files with `lago info`, or fit it again")
+        for key, value in prior.telemetry().items():
+            self.logger.record(key, value)
+        if self.kl_placement == "reward":
+            kl = self._prior_kl(
+                tuple(o.flatten(0, 1) for o in buffer.policy_outputs),
+                tuple(o.flatten(0, 1) for o in buffer.prior_outputs),
+            )
+            buffer.rewards -= self._kl_coefficient.value(self._current_progress_remaining) * kl.reshape_as(
+                buffer.rewards
+            )
+
+    def _prior_kl(self, outputs: tuple[Tensor, ...], prior: tuple[Tensor, ...]) -> Tensor:
+        return self._head.prior_kl(
+            outputs, prior, kl_direction=self.kl_direction, prior_temperature=self.prior_temperature
+        )
+
+    def _check_finite(self, column: Tensor, name: str) -> None:
+        bad = ~torch.isfinite(column)
+        if column.is_floating_point() and bad.any():
+            t, env = bad.nonzero()[0, :2].tolist()
+            raise NonFiniteError(
+                f"env: {name} of env {env} at step {t} of this rollout is NaN or infinite; mend the env"
+            )
+
+    # ---- update -----------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Update the policy from the buffer, `n_epochs` times over.
+
+        Raises:
+            NonFiniteError: the loss became NaN or infinite.
+        """
+        buffer = self._buffer
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        if self.warm_start and self._n_updates == 0:
+            self._fit_to_prior(buffer)
+            return
+        coefficients = self._coefficients()
+        device_coefficients = ops.coefficients_on(self.device, **coefficients)
+        options = {
+            "kl_direction": self.kl_direction,
+            "normalize_advantage": self.normalize_advantage,
+            "impl": self.impls[self._head.op],
+        }
+        statistics: list[Tensor] = []  # [7] each, read once at the end
+        epoch_start, stopped = 0, False
+        for epoch in range(self.n_epochs):
+            epoch_start = len(statistics)
+            for batch in buffer.get(self.batch_size):
+                outputs, values = self._head.forward(self.policy, batch.observations)
+                row, grads = self._head.loss_and_grads(outputs, values, batch, device_coefficients, **options)
+                statistics.append(torch.stack(row))
+                if self.target_kl is not None and row.approx_kl > 1.5 * self.target_kl:
+                    stopped = True
+                    if self.verbose >= 1:
+                        print(f"Early stopping at step {epoch} due to reaching max kl: {row.approx_kl:.2f}")
+                    break
+                self.policy.optimizer.zero_grad()
+                torch.autograd.backward([*outputs, values], list(grads))
+                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                self.policy.optimizer.step()
+            self._n_updates += 1
+            if stopped:
+                break
+        self._record(torch.stack(statistics).cpu().numpy(), epoch_start, coefficients)
+
+    def _coefficients(self) -> dict[str, float | None]:
+        progress = self._current_progress_remaining
+        in_loss = self.prior is not None and self.kl_placement == "loss"
+        return {
+            "clip_range": self.clip_range(progress),  # type: ignore[operator]
+            "clip_range_vf": None if self.clip_range_vf is None else self.clip_range_vf(progress),  # type: ignore[operator]
+            "ent_coef": self.ent_coef,
+            "vf_coef": self.vf_coef,
+            "kl_coef": self._kl_coefficient.value(progress) if in_loss else 0.0,
+            "prior_temperature": self.prior_temperature,
+        }
+
+    def _record(self, statistics: np.ndarray, epoch_start: int, coefficients: dict[str, float | None]) -> None:
+        """Log under Stable-Baselines3's keys, and the prior's own; `statistics` is [updates, 7]."""
+        mean, last = statistics.mean(axis=0), statistics[-1]
+        loss, policy_loss, value_loss, entropy, prior_kl, _, clip_fraction = range(7)
+        if not np.isfinite(last).all():
+            raise NonFiniteError(
+                "loss: it became NaN or infinite; lower learning_rate or kl_coef, or scale the rewards"
+            )
+        buffer = self._buffer
+        record = self.logger.record
+        record("train/entropy_loss", -mean[entropy])
+        record("train/policy_gradient_loss", mean[policy_loss])
+        record("train/value_loss", mean[value_loss])
+        record("train/approx_kl", statistics[epoch_start:, 5].mean())  # of the last epoch, as there
+        record("train/clip_fraction", mean[clip_fraction])
+        record("train/loss", last[loss])
+        valid = buffer.valid.cpu().numpy()
+        record(
+            "train/explained_variance",
+            explained_variance(buffer.values.cpu().numpy()[valid], buffer.returns.cpu().numpy()[valid]),
+        )
+        if hasattr(self.policy, "log_std"):
+            record("train/std", torch.exp(self.policy.log_std).mean().item())
+        record("train/n_updates", self._n_updates, exclude="tensorboard")
+        record("train/clip_range", coefficients["clip_range"])
+        if coefficients["clip_range_vf"] is not None:
+            record("train/clip_range_vf", coefficients["clip_range_vf"])
+        if self.prior is not None:
+            record("train/prior_kl", mean[prior_kl])
+            record("train/kl_coef", self._kl_coefficient.value(self._current_progress_remaining))
+            self._kl_coefficient.observe(float(mean[prior_kl]))
+
+    def _fit_to_prior(self, buffer: RolloutBuffer) -> None:
+        """Fit the policy to the prior on the first rollout's states; the stored ratios are stale after it."""
+        for _ in range(self.n_epochs):
+            for batch in buffer.get(self.batch_size):
+                outputs, _ = self._head.forward(self.policy, batch.observations)
+                kl = (self._prior_kl(outputs, batch.prior) * batch.weight).sum() / batch.weight.sum().clamp(min=1)
+                self.policy.optimizer.zero_grad()
+                kl.backward()
+                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                self.policy.optimizer.step()
+            self._n_updates += 1
+        self.logger.record("train/prior_kl", kl.item())
+
+    # ---- saving and loading -----------------------------------------------------------------------------------
+
+    def _excluded_save_params(self) -> list[str]:
+        # the prior is saved by itself; its digest stays in the model
+        return [
+            *super()._excluded_save_params(),
+            "prior",
+            "_lane",
+            "_head",
+            "_prior_ids",
+            "_instruction_id",
+            "impls",
+        ]
+
+    @classmethod
+    def load(cls, path: Any, env: Any = None, *args: Any, prior: ActionPrior | None = None, **kwargs: Any) -> Self:
+        """Load a model; `prior` is needed to go on learning, not to predict.
+
+        Args:
+            path, env, and the rest: as in Stable-Baselines3.
+            prior: the prior that the model was trained with.
+
+        Raises:
+            PriorMismatch: it is another prior.
+        """
+        model = super().load(path, env, *args, **kwargs)
+        if prior is not None:
+            model.set_prior(prior)
+        return model

@@ -1,0 +1,136 @@
+"""Two ways to step a vector env, seen as one by the collector: the array lane and Stable-Baselines3's.
+
+The array lane (NEXT_STEP) returns an episode's true last observation and marks the row after it invalid.
+Stable-Baselines3's lane (same-step) returns the next episode's first observation, the true last one in `infos`.
+Test: pytest tests/algorithms/test_lanes.py
+"""
+
+import time
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+
+
+class Episode(NamedTuple):
+    env: int  # index in the vector env
+    total_reward: float  # the simulator's, not normalised
+    length: int  # env steps
+    success: bool | None  # at any step; None where the env does not say
+
+
+class LaneStep(NamedTuple):
+    observation: np.ndarray  # [N, ...]
+    reward: np.ndarray  # [N] float32
+    terminated: np.ndarray  # [N] bool
+    truncated: np.ndarray  # [N] bool
+    valid: np.ndarray  # [N] bool
+    instruction_id: np.ndarray  # [N] int64, of the returned observation
+    replaced: np.ndarray  # [k] env indices whose true last observation stands in `last_observation`
+    last_observation: np.ndarray  # [k, ...]
+    episodes: list[Episode]  # that ended with this step
+    infos: list[dict[str, Any]]  # Stable-Baselines3's; empty on the array lane
+
+
+class Lane(Protocol):
+    def begin(self) -> np.ndarray:
+        """Take over an env that was just reset; return its instruction ids [N]."""
+
+    def step(self, actions: np.ndarray) -> LaneStep:
+        """Step every env with actions [N, ...] inside the action space."""
+
+
+class ArrayLane:
+    """The lane of `lago_fast.envs`: whole arrays, no dictionaries.
+
+    Args:
+        env: the array lane of a vector env (`lago_fast.envs.vec_env.ArrayVecEnv`).
+    """
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        self._total = np.zeros(env.num_envs)
+        self._length = np.zeros(env.num_envs, dtype=np.int64)
+        self._success = np.zeros(env.num_envs, dtype=bool)
+        self._none = np.zeros(0, dtype=np.int64)
+
+    def begin(self) -> np.ndarray:
+        self._total[:], self._length[:], self._success[:] = 0, 0, False
+        return self.env.instruction_id.copy()
+
+    def step(self, actions: np.ndarray) -> LaneStep:
+        step = self.env.step(actions)
+        self._total += step.raw_reward
+        self._length += step.valid
+        self._success |= step.success & step.valid
+        episodes = []
+        for env in np.flatnonzero(step.terminated | step.truncated):
+            episodes.append(
+                Episode(int(env), float(self._total[env]), int(self._length[env]), bool(self._success[env]))
+            )
+            self._total[env], self._length[env], self._success[env] = 0, 0, False
+        return LaneStep(
+            step.observation,
+            step.reward,
+            step.terminated,
+            step.truncated,
+            step.valid,
+            step.instruction_id,
+            self._none,
+            step.observation[:0],
+            episodes,
+            [],
+        )
+
+
+class Sb3Lane:
+    """The lane of any Stable-Baselines3 vector env.
+
+    Args:
+        env: the vector env; `instruction_id` in its infos is honoured where it exists.
+    """
+
+    def __init__(self, env: VecEnv) -> None:
+        self.env = env
+        self._instruction_id = np.zeros(env.num_envs, dtype=np.int64)
+
+    def _read_ids(self, infos: list[dict[str, Any]]) -> np.ndarray:
+        for i, info in enumerate(infos):
+            self._instruction_id[i] = info.get("instruction_id", self._instruction_id[i])
+        return self._instruction_id.copy()
+
+    def begin(self) -> np.ndarray:
+        return self._read_ids(self.env.reset_infos)
+
+    def step(self, actions: np.ndarray) -> LaneStep:
+        observation, reward, done, infos = self.env.step(actions)
+        truncated = done & np.array([info.get("TimeLimit.truncated", False) for info in infos], dtype=bool)
+        replaced = [i for i in np.flatnonzero(truncated) if infos[i].get("terminal_observation") is not None]
+        episodes = [
+            Episode(i, float(info["episode"]["r"]), int(info["episode"]["l"]), info.get("is_success"))
+            for i, info in enumerate(infos)
+            if "episode" in info
+        ]
+        return LaneStep(
+            np.asarray(observation),
+            reward,
+            done & ~truncated,
+            truncated,
+            np.ones(len(done), dtype=bool),
+            self._read_ids(infos),
+            np.array(replaced, dtype=np.int64),
+            np.array([infos[i]["terminal_observation"] for i in replaced]),
+            episodes,
+            infos,
+        )
+
+
+def array_lane_of(env: VecEnv) -> Any | None:
+    """Return the array lane of a vector env, None where it has none or a wrapper stands before it."""
+    # a wrapper hands unknown attributes through, and its own work would be passed over
+    return None if isinstance(env, VecEnvWrapper) else getattr(env, "array_lane", None)
+
+
+def episode_info(episode: Episode, start_time: float) -> dict[str, float]:
+    """Return an episode as Stable-Baselines3's Monitor reports it."""
+    return {"r": episode.total_reward, "l": episode.length, "t": time.time() - start_time}

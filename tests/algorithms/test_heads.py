@@ -1,0 +1,52 @@
+"""Heads sample what stable-baselines3's distributions describe."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from lago_fast.algorithms.heads import make_head
+from lago_fast.errors import PriorMismatch, UnsupportedArgument
+from lago_fast.priors.base import PriorOutput
+
+OBS = spaces.Box(-1, 1, (3,), np.float32)
+
+
+def policy(space, **options):
+    torch.manual_seed(0)
+    return ActorCriticPolicy(OBS, space, lambda _: 1e-3, **options)
+
+
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(5)])
+@pytest.mark.parametrize("share", [True, False])
+def test_log_probs_and_values_are_those_of_the_policy(space, share):
+    actor_critic, head = policy(space, share_features_extractor=share), make_head(space)
+    obs = torch.randn(64, 3)
+    with torch.no_grad():
+        outputs, values = head.forward(actor_critic, obs)
+        actions, log_prob = head.sample(outputs)
+        expected_values, expected_log_prob, _ = actor_critic.evaluate_actions(obs, actions)
+    torch.testing.assert_close(values, expected_values.flatten())
+    torch.testing.assert_close(log_prob, expected_log_prob)
+
+
+def test_gaussian_samples_have_the_std():
+    head = make_head(spaces.Box(-1, 1, (2,), np.float32))
+    torch.manual_seed(0)
+    actions, _ = head.sample((torch.ones(20_000, 2), torch.tensor([-1.0, 0.0])))
+    torch.testing.assert_close(actions.std(0), torch.tensor([-1.0, 0.0]).exp(), rtol=0.03, atol=0)
+    torch.testing.assert_close(actions.mean(0), torch.ones(2), rtol=0, atol=0.03)
+
+
+def test_an_answer_of_the_other_kind_is_refused():
+    gaussian, categorical = make_head(spaces.Box(-1, 1, (2,), np.float32)), make_head(spaces.Discrete(2))
+    with pytest.raises(PriorMismatch, match="mean"):
+        gaussian.prior_outputs(PriorOutput(log_probs=torch.zeros(1, 2)))
+    with pytest.raises(PriorMismatch, match="log_probs"):
+        categorical.prior_outputs(PriorOutput(mean=torch.zeros(1, 2), log_std=torch.zeros(1, 2)))
+
+
+def test_other_spaces_are_refused():
+    with pytest.raises(UnsupportedArgument, match="MultiBinary"):
+        make_head(spaces.MultiBinary(3))

@@ -1,0 +1,44 @@
+"""Storage: every row once, in SB3's order, invalid rows weightless, bootstrap values where they belong."""
+
+import numpy as np
+import torch
+
+from lago_fast.buffers import RolloutBuffer
+
+
+def filled(n_steps=5, n_envs=3):
+    buffer = RolloutBuffer(n_steps, n_envs, (2,), torch.float32, (1,), (1, 1), torch.device("cpu"))
+    buffer.observations[:] = torch.arange(n_steps * n_envs * 2).reshape(n_steps, n_envs, 2).float()
+    buffer.values[:] = torch.arange(n_steps * n_envs).reshape(n_steps, n_envs).float()
+    buffer.valid[:] = True
+    return buffer
+
+
+def test_minibatches_hold_every_row_once_and_columns_stay_together():
+    buffer = filled()
+    buffer.valid[2, 1] = False
+    batches = list(buffer.get(4))
+    assert [len(b.old_values) for b in batches] == [4, 4, 4, 3]
+    values = torch.cat([b.old_values for b in batches])
+    assert sorted(values.tolist()) == list(range(15))
+    for batch in batches:
+        torch.testing.assert_close(batch.observations[:, 0], 2 * batch.old_values)
+        torch.testing.assert_close(batch.weight, (batch.old_values != 2 * 3 + 1).float())
+
+
+def test_rows_are_numbered_env_by_env_as_in_sb3():
+    np.random.seed(0)  # noqa: NPY002 - the buffer permutes by the global generator, as SB3's does
+    order = np.random.permutation(15)  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    values = torch.cat([b.old_values for b in filled().get(15)])
+    t, env = order % 5, order // 5
+    np.testing.assert_array_equal(values.numpy(), t * 3 + env)
+
+
+def test_bootstrap_shifts_values_and_replaces_lost_ones():
+    buffer = filled()
+    buffer.bootstrap(torch.tensor([7.0, 8.0, 9.0]), [(1, torch.tensor([2]), torch.tensor([-1.0]))])
+    torch.testing.assert_close(buffer.next_values[0], buffer.values[1])
+    torch.testing.assert_close(buffer.next_values[-1], torch.tensor([7.0, 8.0, 9.0]))
+    assert buffer.next_values[1, 2] == -1.0
+    assert buffer.next_values[1, 0] == buffer.values[2, 0]
