@@ -1,0 +1,116 @@
+"""`lago compare`: the whole experiment, arms times seeds, from demonstrations to a report."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from lago_fast.cli import console, inputs
+from lago_fast.cli.command import Command
+from lago_fast.errors import UnsupportedArgument
+from lago_fast.presets import PRESETS, Experiment
+
+SHOWN = (  # of a report, below its tables
+    "budget",
+    "prior_mode",
+    "audit_kl_nats",
+    "warm_start",
+    "raw_env_steps_per_s",
+    "sb3_env_steps_per_s",
+    "sb3_envpool_env_steps_per_s",
+    "torch_threads",
+    "implementations",
+    "wall_s",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Command):
+    """Compare PPO with and without guidance on the same tasks, budget, seeds and network.
+
+    Records demonstrations, fits the prior, trains every arm with every seed, evaluates them, and writes
+    report.json and curves.png. A preset sets everything; each option replaces one of its values.
+    """
+
+    preset: str = "demo"
+    """Named settings to start from: demo is the short experiment of the README."""
+    out: Path
+    """Folder of the comparison; it holds the demonstrations, the priors and one run per arm and seed."""
+    overwrite: bool = False
+    """Replace the comparison that is already at --out."""
+    workers: int = 1
+    """Training runs at a time; more is faster, but then no run's speed is its own."""
+    torch_threads: int = 1
+    """Threads of the learner; the simulators keep the other cores busy."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
+
+    def run(self) -> None:
+        """Check the settings, run the experiment, and print its table."""
+        import torch
+
+        from lago_fast import runs
+        from lago_fast.experiment import compare
+        from lago_fast.training import ARMS, make_env
+
+        if self.workers < 1:
+            raise UnsupportedArgument(f"workers: {self.workers}; give 1 or more")
+        torch.set_num_threads(self.torch_threads)
+        runs.check_free(self.out, overwrite=self.overwrite)
+        unknown = [arm for arm in self.experiment.arms if arm not in ARMS]
+        if unknown or not self.experiment.arms or not self.experiment.seeds:
+            raise UnsupportedArgument(f"arms, seeds: give at least one of each, arms among {', '.join(ARMS)}")
+        device = inputs.check_device(self.experiment.train.device)
+        experiment = replace(self.experiment, train=replace(self.experiment.train, device=device))
+        # refuses tasks and settings of the env while what it would replace is still there
+        make_env(experiment.env, seed=0, table=None).close()
+        with console.progress_bar() as advance:
+            report = compare(
+                experiment,
+                self.out,
+                overwrite=self.overwrite,
+                workers=self.workers,
+                report=console.hint,
+                progress=advance,
+            )
+        print_report(report)
+        console.say(f"report: {self.out / runs.REPORT}")
+        console.say(f"curves: {self.out / runs.FIGURE}")
+
+
+def preset_named(name: str) -> Experiment:
+    """Return a preset.
+
+    Raises:
+        UnsupportedArgument: no such preset.
+    """
+    if name not in PRESETS:
+        raise UnsupportedArgument(f"preset: {name!r} is unknown; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print a comparison's arms: over all tasks, and success on each."""
+    columns = ("arm", "success", "95 % interval", "at the end", "return", "steps/s", "steps per task to 90 %")
+    console.print_table("all tasks", columns, [(arm, *_cells(row)) for arm, row in report["arms"].items()])
+    tasks = report["tasks"]
+    rows = [
+        (
+            arm,
+            *(console.percent(tasks[task][arm]["success"]) if arm in tasks[task] else None for task in tasks),
+        )
+        for arm in report["arms"]
+    ]
+    console.print_table("success by task", ("arm", *tasks), rows)
+    console.print_facts("about", {name: report[name] for name in SHOWN if name in report})
+
+
+def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
+    return (
+        console.percent(row["success"]),
+        console.interval(row["success_ci95"]),
+        console.percent(row["success_at_end"]),
+        row["return"],
+        row["env_steps_per_s"],
+        row["steps_to_90"],
+    )

@@ -1,0 +1,130 @@
+"""`lago fit-prior`: stage 1, a language-model prior fitted to demonstrations."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from lago_fast.cli import console, inputs
+from lago_fast.cli.command import Command, by_default
+from lago_fast.presets import EnvSettings, PriorSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitPrior(Command):
+    """Fit a prior over actions to demonstrations, on a pretrained language model.
+
+    The folder that it writes is what `lago train --prior` reads: the prior, and a fast student of it.
+    """
+
+    demos: Path
+    """Dataset of `lago demos`."""
+    out: Path
+    """Folder of the new prior."""
+    backbone: str = PriorSettings.backbone
+    """The language model: a folder, or a name on the Hugging Face hub."""
+    random_init: bool = False
+    """Draw the language model's weights at random instead: a control that shows what pretraining adds."""
+    finetune: Literal["frozen", "lora", "full"] = "frozen"
+    """Which of the language model's weights are fitted: none, small adapters, or all."""
+    form: Literal["auto", "pooled", "prompt"] = "auto"
+    """What it reads: the instruction as one vector (fast), or all its words; auto: by the kind of model."""
+    layers: int = PriorSettings.layers or 0
+    """Use only so many of its first layers, which is faster; 0 for all."""
+    head_hidden: Annotated[int | None, by_default("no such layer")] = None
+    """Width of a hidden layer between the language model and the action."""
+    std: Literal["state_independent", "state_dependent", "fixed"] = PriorSettings.std
+    """How the prior's standard deviation is found: one per action, by the state, or fixed at --std-init."""
+    std_init: Annotated[float | None, by_default("0.5, or the floor of a fixed one")] = None
+    """Standard deviation that the fit starts from."""
+    std_floor: float = PriorSettings.std_floor
+    """Smallest standard deviation that the prior answers with; experts alone would drive it to zero."""
+    loss: Literal["nll", "mse"] = PriorSettings.loss
+    """Negative log-likelihood, or squared error of the mean action."""
+    epochs: int = PriorSettings.epochs
+    """Passes over the demonstrations, at most."""
+    batch_size: int = PriorSettings.batch_size
+    """Steps of the demonstrations per update."""
+    learning_rate: float = PriorSettings.learning_rate
+    """Largest learning rate."""
+    weight_decay: float = 1e-4
+    """Pull of the weights towards zero."""
+    input_noise: float = PriorSettings.input_noise
+    """Noise on the states while fitting, in standard deviations; makes the prior less brittle."""
+    val_fraction: float = 0.1
+    """Share of each task's episodes that is held out to measure the prior; 0 for none."""
+    patience: int = PriorSettings.patience
+    """Stop after so many passes without a better result on the held-out episodes."""
+    max_seconds: Annotated[float | None, by_default("no limit")] = None
+    """Stop after so many seconds."""
+    no_student: bool = False
+    """Leave out the fast student that --prior-mode amortised uses."""
+    student_epochs: int = PriorSettings.student_epochs
+    """Passes of the student over its states."""
+    student_episode_steps: int = EnvSettings.max_episode_steps
+    """Length of the episodes that the student plays to find more states, as in the training to come."""
+    seed: int = PriorSettings.seed
+    """Decides split, initial weights and order."""
+    device: str = "cpu"
+    """cpu, cuda, or auto for CUDA where there is one."""
+    overwrite: bool = False
+    """Replace the prior that is already at --out."""
+
+    def run(self) -> None:
+        """Fit, print what was measured, and save."""
+        from lago_fast.envs.metaworld import task_phrasings
+        from lago_fast.priors.finetune import fit_prior
+        from lago_fast.priors.folder import check_free
+        from lago_fast.stage_one import STD_INIT, paraphrase
+
+        check_free(self.out, overwrite=self.overwrite)
+        device = inputs.check_device(self.device)
+        demos = inputs.read_demos(self.demos)
+        std_init = self.std_init or (self.std_floor if self.std == "fixed" else STD_INIT)
+        phrasings = task_phrasings()
+        instructions = [text for task in demos.tasks for text in phrasings[task]]
+        with console.progress_bar() as advance:
+            prior = fit_prior(
+                demos.states,
+                demos.actions,
+                paraphrase(demos, instructions, self.seed),
+                demos.episode_id,
+                instructions,
+                task_id=demos.task_id,
+                action_low=demos.action_low.tolist(),
+                action_high=demos.action_high.tolist(),
+                backbone=self.backbone,
+                random_init=self.random_init,
+                finetune=self.finetune,
+                form=None if self.form == "auto" else self.form,
+                layers=self.layers or None,
+                head_hidden=self.head_hidden,
+                std=self.std,
+                std_init=std_init,
+                std_floor=self.std_floor,
+                loss=self.loss,
+                epochs=self.epochs,
+                batch_size=self.batch_size,
+                lr=self.learning_rate,
+                weight_decay=self.weight_decay,
+                input_noise=self.input_noise,
+                val_fraction=self.val_fraction,
+                patience=self.patience,
+                max_seconds=self.max_seconds,
+                seed=self.seed,
+                device=device,
+                progress=lambda at: advance("fitting, passes over the demonstrations", at["epoch"], at["epochs"]),
+            )
+        prior.save(self.out, overwrite=self.overwrite)
+        console.print_facts("prior", prior.metrics)
+        if not self.no_student:
+            console.hint("distilling the student")
+            student = inputs.distil(
+                prior,
+                demos,
+                seed=self.seed,
+                epochs=self.student_epochs,
+                episode_steps=self.student_episode_steps,
+            )
+            student.save(self.out / inputs.STUDENT)
+            console.print_facts("student", student.metrics)
+        console.say(f"written to {self.out}; next: lago train --prior {self.out} --out runs/lago")

@@ -1,0 +1,196 @@
+"""A comparison: arms x seeds on the same tasks, with the same budget, evaluated alike, in one report.
+
+Writes `report.json`, `curves.png`, the stage-1 folders, and a run folder per arm and seed.
+Test: pytest tests/test_experiment.py
+"""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from lago_fast import evaluate as evaluation
+from lago_fast import runs as run_folders
+from lago_fast import stage_one, throughput
+from lago_fast.demos import load_demos
+from lago_fast.evaluate import TaskResult
+from lago_fast.plots import draw_curves
+from lago_fast.presets import Experiment
+from lago_fast.priors.amortised import AmortisedPrior
+from lago_fast.priors.base import ActionPrior
+from lago_fast.priors.latent_action import LatentActionPrior
+from lago_fast.report import Outcome, curves_of, make_report
+from lago_fast.training import observations, policy_actor, prior_actor, train_run
+
+EVAL_SEED = 10_000  # apart from the seeds of training
+STUDENT_SEED = 0
+# where the prior of a guided arm and its student lie in the comparison's folder
+PRIORS = {"lago": ("prior", "student"), "lago_random_init": ("prior_random_init", "student_random_init")}
+Progress = Callable[[str, int, int], None]  # what, done, in all
+
+
+class Job(NamedTuple):
+    """One training run of a comparison, as a worker process gets it."""
+
+    arm: str
+    seed: int
+    experiment: Experiment
+    folder: Path  # the comparison's
+    overwrite: bool
+    num_threads: int | None  # simulator threads per task
+
+
+def compare(
+    experiment: Experiment,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    workers: int = 1,
+    report: Callable[[str], None] = print,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run every arm with every seed and return the report.
+
+    Args:
+        experiment: what to run.
+        out: folder of the results.
+        overwrite: replace a comparison that is there.
+        workers: runs at a time; with more than one, each has one thread, and its `env_steps_per_s` is a share of a
+            busy machine.
+        report: called with a line per stage.
+        progress: called during training with (run, steps done, steps in all); with one worker only.
+
+    Raises:
+        RunExists: `out` holds a run and `overwrite` is False.
+    """
+    started = time.perf_counter()
+    folder = run_folders.open_run(out, experiment, overwrite=overwrite)
+    stage = _stage_one(experiment, folder, overwrite, report)
+    references: dict[str, dict[str, list[TaskResult]]] = {}
+    for arm, act in _reference_actors(experiment, stage).items():
+        report(f"evaluating {arm}")
+        per_seed = [_evaluate(act, experiment, seed, None) for seed in experiment.seeds]
+        references[arm] = {task: [results[task] for results in per_seed] for task in experiment.env.tasks}
+    jobs = [
+        Job(arm, seed, experiment, folder, overwrite, None if workers == 1 else 1)
+        for seed in experiment.seeds
+        for arm in experiment.arms
+    ]
+    runs: dict[str, list[Outcome]] = {arm: [] for arm in experiment.arms}
+    for outcome in _run_all(jobs, workers, report, progress):
+        runs[outcome.arm].append(outcome)
+    rates = throughput.measure(experiment, stage, report) if experiment.measure_baselines else {}
+    summary = make_report(experiment, references, runs, stage.prior.metrics, rates, time.perf_counter() - started)
+    run_folders.write_json(folder / run_folders.REPORT, summary)
+    prior_lines = {task: summary["tasks"][task]["prior"]["success"] for task in experiment.env.tasks}
+    draw_curves(curves_of(experiment, runs), folder / run_folders.FIGURE, prior=prior_lines)
+    return summary
+
+
+def _stage_one(
+    experiment: Experiment, folder: Path, overwrite: bool, report: Callable[[str], None]
+) -> stage_one.StageOne:
+    """Record, fit, distil and save; return what guides the arm "lago"."""
+    report(f"recording {experiment.demos.episodes_per_task} demonstrations per task")
+    demos = stage_one.record(experiment, folder / "demos", overwrite=overwrite)
+    stages = {}
+    for arm in PRIORS:
+        if arm != "lago" and arm not in experiment.arms:
+            continue
+        exact, student = PRIORS[arm]
+        report(f"fitting the {exact} to {len(demos.states):,} steps")
+        stages[arm] = stage_one.fit(
+            demos, experiment, folder / exact, random_init=arm == "lago_random_init", overwrite=overwrite
+        )
+        if experiment.train.prior_mode == "amortised":
+            report(f"distilling the {student}")
+            amortised = stage_one.amortise(stages[arm], experiment, STUDENT_SEED)
+            amortised.save(folder / student, overwrite=overwrite)
+    run_folders.save_table(folder, stages["lago"].table)
+    return stages["lago"]
+
+
+def _run_all(
+    jobs: list[Job], workers: int, report: Callable[[str], None], progress: Progress | None
+) -> Iterator[Outcome]:
+    if workers == 1:
+        for job in jobs:
+            report(f"training {job.arm}, seed {job.seed}")
+            yield run_job(job, progress)
+        return
+    report(f"training {len(jobs)} runs, {workers} at a time")
+    with multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
+        for outcome in pool.imap(run_job, jobs):
+            report(f"trained {outcome.arm}, seed {outcome.seed}")
+            yield outcome
+
+
+def run_job(job: Job, progress: Progress | None = None) -> Outcome:
+    """Train and evaluate one arm with one seed, in its own run folder."""
+    table = run_folders.load_table(job.folder)
+    name = f"{job.arm}_{job.seed}"
+    folder = run_folders.open_run(job.folder / "runs" / name, job.experiment, overwrite=job.overwrite)
+    result = train_run(
+        job.arm,
+        job.seed,
+        job.experiment,
+        folder=folder,
+        table=table,
+        prior=_load_prior(job),
+        demonstrations=_demonstrations(job, table),
+        num_threads=job.num_threads,
+        progress=None if progress is None else lambda done, total: progress(name, done, total),
+    )
+    tasks = _evaluate(policy_actor(result.model), job.experiment, job.seed, table)
+    return Outcome(
+        job.arm,
+        job.seed,
+        result.curve,
+        result.env_steps,
+        result.wall_s,
+        result.audit_kl_nats,
+        result.model.impls,
+        tasks,
+    )
+
+
+def _load_prior(job: Job) -> ActionPrior | None:
+    """Return a run's own copy of its prior (a student is refitted by the states that its run visits)."""
+    if job.arm not in PRIORS:
+        return None
+    exact, student = PRIORS[job.arm]
+    if job.experiment.train.prior_mode == "amortised":
+        return AmortisedPrior.load(job.folder / student)
+    return LatentActionPrior.load(job.folder / exact)
+
+
+def _demonstrations(job: Job, table: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+    if job.arm != "bc_ppo":
+        return None
+    demos = load_demos(job.folder / "demos")
+    ids = stage_one.paraphrase(demos, stage_one.instructions_of(job.experiment), job.seed)
+    return observations(demos.states, ids, table), demos.actions
+
+
+def _reference_actors(experiment: Experiment, stage: stage_one.StageOne) -> dict[str, evaluation.Act]:
+    return {
+        "random": evaluation.random_actor(stage.demos.actions.shape[1], seed=EVAL_SEED),
+        "expert": evaluation.expert_actor(experiment.env, experiment.eval_episodes),
+        "prior": prior_actor(stage.prior),
+    }
+
+
+def _evaluate(
+    act: evaluation.Act, experiment: Experiment, seed: int, table: np.ndarray | None
+) -> dict[str, TaskResult]:
+    return evaluation.evaluate(
+        act,
+        experiment.env,
+        episodes_per_task=experiment.eval_episodes,
+        seed=EVAL_SEED + seed,
+        instruction_table=table,
+    )

@@ -1,0 +1,505 @@
+"""The command line from end to end on a small budget: what it makes, and what it refuses in one clear line.
+
+The simulators, the datasets, the training and the files are real; the language model is a tiny random BERT.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import minari
+import numpy as np
+import pytest
+from gymnasium.spaces import Box
+
+from lago_fast import cli, runs
+from lago_fast.cli.demos import Demos
+from lago_fast.envs.metaworld import task_phrasings
+
+TASKS = ("drawer-open", "push")
+SMALL_ENV = ("--num-envs", "4", "--max-episode-steps", "40")
+SMALL_TRAIN = ("--steps-per-task", "200", "--n-steps", "50", "--batch-size", "100", "--n-epochs", "2")
+SMALL = SMALL_ENV + SMALL_TRAIN
+QUICK = ("--epochs", "2", "--student-epochs", "2", "--student-episode-steps", "20")
+
+
+def lago(*words: object) -> int:
+    return cli.main([str(word) for word in words])
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that must fail as a user's mistake; return the one line that it prints."""
+
+    def run(*words: object) -> str:
+        capsys.readouterr()
+        assert lago(*words) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        return lines[-1]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """A two-layer BERT with random weights and a word-piece tokenizer, as a local folder."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("backbone")
+    letters = [prefix + chr(i) for i in range(ord("a"), ord("z") + 1) for prefix in ("", "##")]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "demos"
+    assert lago("demos", "--tasks", *TASKS, "--episodes", 3, "--max-episode-steps", 40, "--out", path) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def prior(demos, backbone, tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "prior"
+    assert lago("fit-prior", "--demos", demos, "--out", path, "--backbone", backbone, *QUICK) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(prior, tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "run"
+    assert lago("train", "--prior", prior, "--tasks", *TASKS, *SMALL, "--seed", 3, "--out", path) == 0
+    return path
+
+
+# help
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_option_of_every_command_is_explained(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as end:
+        lago(command, "--help")
+    assert end.value.code == 0
+    lines = [line.strip("|│ ") for line in capsys.readouterr().out.splitlines()]
+    assert cli.COMMANDS[command].__doc__.splitlines()[0] in lines
+    text = "\n".join(lines)
+    # an option, its values, words that say what it is, and its default
+    options = dict(re.findall(r"^(--[a-z][\w.-]*)(.*?)\((?:default|required)", text, re.DOTALL | re.MULTILINE))
+    assert len(options) == len(re.findall(r"^--[a-z]", text, re.MULTILINE))
+    assert "--debug" in options
+    values = r"^ *(\[.*?\]\]?|\{.*?\}|[A-Z]+)?\s"
+    told = {name: re.sub(values, "", words).split() for name, words in options.items()}
+    # the entries of a dict are explained by the heading of their group
+    assert [name for name, words in told.items() if len(words) < 2 and name.count(".") < 2] == []
+
+
+def test_help_needs_nothing_heavy(tmp_path):
+    code = "import sys, lago_fast.cli as c\ntry: c.main(['compare', '--help'])\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    heavy = {
+        "torch",
+        "numpy",
+        "transformers",
+        "envpool",
+        "minari",
+        "stable_baselines3",
+        "matplotlib",
+        "gymnasium",
+    }
+    assert heavy.isdisjoint(done.stdout.split())
+
+
+def test_without_a_command_the_commands_are_named(capsys):
+    with pytest.raises(SystemExit) as end:
+        lago()
+    assert end.value.code == 2
+    told = capsys.readouterr()
+    assert all(command in told.err + told.out for command in cli.COMMANDS)
+
+
+# errors
+
+
+def test_an_error_is_one_line_and_debug_shows_where(refused):
+    from lago_fast.errors import UnknownTask
+
+    words = ("demos", "--tasks", "drawer-opne", "--out", "nowhere")
+    line = refused(*words)
+    assert line.startswith("UnknownTask: tasks: 'drawer-opne'")
+    assert "drawer-open" in line
+    with pytest.raises(UnknownTask):
+        lago(*words, "--debug")
+
+
+def test_interruption_has_its_own_exit_code(monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Demos, "run", interrupt)
+    assert lago("demos") == 130
+    assert capsys.readouterr().err.startswith("Interrupted")
+
+
+def test_an_output_that_cannot_be_written_is_a_line_too(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "file" in refused("demos", "--tasks", "push", "--episodes", 1, "--out", tmp_path / "file" / "demos")
+
+
+# lago demos
+
+
+def test_demos_are_recorded_and_not_overwritten_unasked(demos, refused, capsys, tmp_path):
+    copy = shutil.copytree(demos, tmp_path / "demos")
+    words = ("demos", "--tasks", "reach", "--episodes", 1, "--max-episode-steps", 5, "--out", copy)
+    assert refused(*words).startswith("RunExists: ")
+    assert lago(*words, "--overwrite") == 0
+    assert lago("info", copy) == 0
+    assert "reach" in capsys.readouterr().out
+
+
+def test_the_table_of_experts(tmp_path, capsys, refused):
+    path = tmp_path / "new" / "experts.json"
+    words = (
+        "demos",
+        "--table",
+        "--tasks",
+        "reach",
+        "--episodes",
+        2,
+        "--max-episode-steps",
+        150,
+        "--json",
+        path,
+    )
+    assert lago(*words) == 0
+    (row,) = json.loads(path.read_text())["experts"]
+    assert (row["task"], row["episodes"], row["success"]) == ("reach", 2, 1.0)
+    assert "reach" in capsys.readouterr().out
+    assert "exists already" in refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ((), "out: "),
+        (("--out", "x", "--json", "y"), "json: "),
+        (("--table", "--out", "x"), "out: "),
+        (("--table", "--success-only"), "success_only: "),
+        (("--out", "x", "--episodes", "0"), "episodes"),
+    ],
+)
+def test_options_of_demos_that_do_not_fit_are_refused(words, named, refused):
+    assert refused("demos", *words).startswith(f"UnsupportedArgument: {named}")
+
+
+# lago fit-prior
+
+
+def test_fit_prior_prints_what_it_measured(demos, backbone, tmp_path, capsys):
+    path = tmp_path / "prior"
+    words = ("--backbone", backbone, "--epochs", 1, "--random-init", "--no-student", "--seed", 5)
+    assert lago("fit-prior", "--demos", demos, "--out", path, *words) == 0
+    told = capsys.readouterr().out
+    assert "val_nll " in told
+    assert "val_nll_shuffled_instructions" in told
+    config = json.loads((path / "config.json").read_text())
+    assert config["backbone"]["random_init"] is True
+    assert config["instructions"] == [text for task in TASKS for text in task_phrasings()[task]]
+    assert not (path / "amortised").exists()
+
+
+def test_a_prior_is_not_overwritten_unasked(prior, demos, backbone, refused):
+    before = (prior / "config.json").read_bytes()
+    assert "RunExists" in refused("fit-prior", "--demos", demos, "--out", prior, "--backbone", backbone)
+    assert (prior / "config.json").read_bytes() == before
+
+
+@pytest.fixture
+def strange_demos(tmp_path):
+    """Return a function that writes a dataset of other spaces or tasks."""
+
+    def write(task: str, state_dim: int, action_dim: int):
+        folder = tmp_path / "strange" / "data"
+        folder.mkdir(parents=True)
+        space = Box(-1.0, 1.0, (action_dim,), np.float32)
+        storage = minari.dataset.minari_storage.MinariStorage.new(
+            folder, Box(-9, 9, (state_dim,), np.float32), space, data_format="hdf5"
+        )
+        buffer = minari.data_collector.EpisodeBuffer(
+            seed=0,
+            observations=np.zeros((4, state_dim), np.float32),
+            actions=np.zeros((3, action_dim), np.float32),
+            rewards=np.zeros(3),
+            terminations=np.zeros(3, bool),
+            truncations=np.zeros(3, bool),
+            infos={},
+        )
+        storage.update_episodes([buffer])
+        storage.update_episode_metadata([{"task": task, "instruction": "do it", "success": False}], range(1))
+        return folder.parent
+
+    return write
+
+
+def test_demonstrations_that_do_not_fit_are_refused(strange_demos, refused, tmp_path, demos):
+    words = ("fit-prior", "--out", tmp_path / "prior", "--demos")
+    assert refused(*words, strange_demos("push", 39, 2)).startswith("DemonstrationError: demos: ")
+    shutil.rmtree(tmp_path / "strange")
+    assert refused(*words, strange_demos("juggle", 39, 4)).startswith("UnknownTask: tasks: 'juggle'")
+    assert refused(*words, tmp_path / "nothing").startswith("DemonstrationError: ")
+    corrupt = shutil.copytree(demos, tmp_path / "corrupt")
+    (corrupt / "data" / "main_data.hdf5").write_bytes(b"half of a file")
+    assert refused(*words, corrupt).startswith("DemonstrationError: ")
+    assert not (tmp_path / "prior").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_named(demos, refused, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    line = refused("fit-prior", "--demos", demos, "--out", tmp_path / "prior", "--backbone", "nobody/nothing")
+    assert line.startswith("BackboneUnavailable: backbone: 'nobody/nothing'")
+    assert "connect to the hub" in line
+
+
+@pytest.mark.parametrize("command", ["fit-prior", "train", "eval", "compare"])
+def test_cuda_that_is_not_there_is_refused(command, demos, prior, run, refused, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    words = {
+        "fit-prior": ("--demos", demos, "--out", tmp_path / "x", "--device"),
+        "train": ("--prior", prior, "--tasks", *TASKS, "--out", tmp_path / "x", "--device"),
+        "eval": (run, "--device"),
+        "compare": ("--out", tmp_path / "x", "--train.device"),
+    }
+    assert refused(command, *words[command], "cuda").startswith("DeviceUnavailable: device: 'cuda'")
+    assert refused(command, *words[command], "tpu").startswith("UnsupportedArgument: device: 'tpu'")
+    assert not (tmp_path / "x").exists()
+
+
+# lago train
+
+
+def test_a_run_folder_holds_everything(run, prior):
+    config = runs.read_config(run)
+    assert (config["arm"], config["seed"], config["env"]["tasks"]) == ("lago", 3, list(TASKS))
+    assert config["train"]["steps_per_task"] == 200
+    assert config["prior"]["folder"] == str(prior)
+    assert config["instruction_encoder"]["sha256"]
+    provenance = runs.read_json(run / "provenance.json")
+    assert set(provenance["implementations"]) == {"gae", "ppo_kl_gaussian"}
+    curve = runs.read_json(run / "curve.json")
+    assert set(curve["tasks"]) == set(TASKS)
+    assert max(curve["tasks"]["push"]["env_steps"]) >= 200
+    header = (run / "progress.csv").read_text().splitlines()[0]
+    assert {"train/prior_kl", "train/kl_coef", "prior/audit_kl_nats"} <= set(header.split(","))
+    assert list(run.glob("events.out.tfevents.*"))
+    assert (run / "model.zip").is_file()
+    texts = sum(len(task_phrasings()[task]) for task in TASKS)
+    assert len(runs.load_table(run)) == texts
+
+
+@pytest.mark.parametrize("arm", ["ppo", "bc_ppo", "exact", "distilled"])
+def test_the_other_arms_train_too(arm, prior, demos, backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr("lago_fast.presets.PriorSettings.student_epochs", 1)
+    inputs = {
+        "ppo": ("--arm", "ppo", "--tasks", "push", "drawer-open", "--instruction-encoder", backbone),
+        "bc_ppo": ("--arm", "bc_ppo", "--tasks", "push", "--demos", demos),
+        "distilled": ("--tasks", *TASKS, "--prior", prior, "--demos", demos),
+        "exact": ("--tasks", "push", "--prior", prior / "amortised", "--prior-mode", "exact"),
+    }
+    assert lago("train", *inputs[arm], *SMALL, "--out", tmp_path / arm) == 0
+    config = runs.read_config(tmp_path / arm)
+    assert config["arm"] == (arm if arm in ("ppo", "bc_ppo") else "lago")
+    # with one task the policy needs no words
+    assert (runs.load_table(tmp_path / arm) is None) == (len(config["env"]["tasks"]) == 1)
+
+
+def test_a_run_is_overwritten_only_when_asked_and_only_by_one_that_starts(run, backbone, refused, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    words = (
+        "train",
+        "--arm",
+        "ppo",
+        "--tasks",
+        *TASKS,
+        *SMALL,
+        "--instruction-encoder",
+        backbone,
+        "--out",
+        copy,
+    )
+    assert refused(*words).startswith("RunExists: out: ")
+    assert "no multiple of the 2 tasks" in refused(*words, "--overwrite", "--num-envs", 5)
+    assert "UnknownTask" in refused(*words, "--overwrite", "--tasks", "juggle")
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    assert lago(*words, "--overwrite") == 0
+    assert runs.read_config(copy)["arm"] == "ppo"
+
+
+def test_inputs_that_an_arm_lacks_or_would_ignore_are_refused(prior, demos, refused, tmp_path):
+    def train(*words):
+        return refused("train", "--out", tmp_path / "x", *words)
+
+    assert "lago fit-prior" in train()
+    assert "has no use for it" in train("--arm", "ppo", "--prior", prior)
+    assert "lago demos" in train("--arm", "bc_ppo")
+    assert "has no use for them" in train("--prior", prior, "--prior-mode", "exact", "--demos", demos)
+    assert "sees no instruction" in train("--prior", prior, "--tasks", "push", "--instruction-encoder", "x")
+    assert "--arm lago" in train("--prior", prior, "--tasks", *TASKS, "--arm", "lago_random_init")
+    assert "no episode of reach" in train("--arm", "bc_ppo", "--demos", demos, "--tasks", "reach")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_prior_that_does_not_fit_is_refused(prior, backbone, refused, tmp_path):
+    from lago_fast.priors.finetune import fit_prior
+
+    def train(path, *words):
+        return refused("train", "--out", tmp_path / "x", "--prior", path, "--tasks", *(words or TASKS))
+
+    assert train(prior, "reach").startswith("PriorMismatch: prior: it does not know the words of reach")
+    assert train(tmp_path).startswith("PriorMismatch: ")
+    without = shutil.copytree(prior, tmp_path / "without")
+    shutil.rmtree(without / "amortised")
+    assert "--prior-mode exact" in train(without)
+
+    rows = np.zeros((8, 5), np.float32)
+    other = fit_prior(rows, rows[:, :2], [0] * 8, range(8), ["do it"], backbone=str(backbone), epochs=1, val_fraction=0)
+    other.save(tmp_path / "other")
+    line = refused("eval", tmp_path / "other", "--tasks", "push")
+    assert line.startswith("PriorMismatch: prior: it is gaussian, for states of 5 and actions of 2")
+
+    altered = shutil.copytree(prior, tmp_path / "altered")
+    for path in (altered / "prior.safetensors", altered / "amortised" / "student.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    assert train(altered).startswith("HashMismatch: ")
+    assert refused("info", altered).startswith("HashMismatch: ")
+    assert refused("eval", altered).startswith("HashMismatch: ")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_loss_that_explodes_is_named(tmp_path, refused):
+    words = (
+        "train",
+        "--arm",
+        "ppo",
+        "--tasks",
+        "push",
+        *SMALL,
+        "--learning-rate",
+        "1e30",
+        "--out",
+        tmp_path / "x",
+    )
+    assert refused(*words).startswith("NonFiniteError: loss: ")
+    # the broken run is there to be looked at, and says that its training did not end
+    assert "training did not end" in refused("eval", tmp_path / "x")
+
+
+# lago eval, plot, info
+
+
+def test_eval_of_a_run_and_of_a_prior(run, prior, tmp_path, capsys):
+    path = tmp_path / "eval.json"
+    assert lago("eval", run, "--episodes", 3, "--json", path) == 0
+    found = json.loads(path.read_text())["tasks"]
+    assert set(found) == {*TASKS, "all"}
+    assert found["all"]["episodes"] == 6
+    assert set(found["push"]) == {"success", "success_ci95", "success_at_end", "return", "episodes"}
+    assert "95 % interval" in capsys.readouterr().out
+
+    played = {}
+    for words in ((), ("--tasks", "push"), ("--tasks", "push", "--prior-mode", "amortised")):
+        (tmp_path / "prior.json").unlink(missing_ok=True)
+        small = ("--episodes", 2, "--max-episode-steps", 10)
+        assert lago("eval", prior, *words, *small, "--json", tmp_path / "prior.json") == 0
+        played[words] = json.loads((tmp_path / "prior.json").read_text())["tasks"]
+    assert set(played[()]) == {*TASKS, "all"}
+    assert [set(tasks) for tasks in list(played.values())[1:]] == [{"push"}, {"push"}]
+
+
+def test_eval_repeats_itself(run, tmp_path):
+    for name in ("a", "b"):
+        assert lago("eval", run, "--episodes", 2, "--seed", 5, "--json", tmp_path / name) == 0
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
+
+
+def test_eval_refuses_what_it_cannot_play(run, refused, tmp_path):
+    assert "tasks, prior_mode" in refused("eval", run, "--tasks", "push")
+    assert "PriorMismatch" in refused("eval", tmp_path)
+    assert "episodes: 0" in refused("eval", run, "--episodes", 0)
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "instruction_table.npy").unlink()
+    assert "instruction_table.npy" in refused("eval", copy)
+    (copy / "model.zip").write_bytes(b"half")
+    assert "model.zip" in refused("eval", copy)
+
+
+def test_plot_draws_runs_and_replaces_nothing_unasked(run, refused, tmp_path):
+    path = tmp_path / "curves.png"
+    assert lago("plot", run, run.parent, "--out", path, "--title", "two") == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert "RunExists" in refused("plot", run, "--out", path)
+    assert lago("plot", run, "--out", path, "--overwrite") == 0
+    assert "no curve.json" in refused("plot", tmp_path, "--out", tmp_path / "x.png")
+    assert "no format known" in refused("plot", run, "--out", tmp_path / "x.gif")
+
+
+def test_info_tells_what_is_there(run, prior, demos, refused, tmp_path, capsys):
+    for path, told in (
+        (None, "ppo_kl_gaussian"),
+        (run, "lago"),
+        (prior, "LatentActionPrior"),
+        (demos, "drawer-open"),
+    ):
+        assert lago("info", *([] if path is None else [path])) == 0
+        assert told in capsys.readouterr().out
+    assert "no run, no prior and no dataset" in refused("info", tmp_path)
+
+
+# lago compare
+
+
+def test_compare_runs_every_arm_and_prints_the_table(backbone, refused, capsys, tmp_path):
+    out = tmp_path / "comparison"
+    words = ("compare", "--preset", "demo", "--out", out, "--seeds", 0, "--no-measure-baselines")
+    words += ("--eval-episodes", 2, "--demos.episodes-per-task", 3, "--env.tasks", *TASKS)
+    words += ("--prior.backbone", backbone, "--prior.epochs", 2, "--prior.student-epochs", 2)
+    words += ("--prior.rollout-noise", "0.2")
+    words += tuple(word.replace("--", "--env.") for word in SMALL_ENV)
+    words += tuple(word.replace("--", "--train.") for word in SMALL_TRAIN)
+    assert lago(*words) == 0
+    told = capsys.readouterr().out
+    for part in ("random", "expert", "prior", "ppo", "lago", "95 % interval", "report.json", "curves.png"):
+        assert part in told
+    report = json.loads((out / "report.json").read_text())
+    assert set(report["arms"]) == {"random", "expert", "prior", "ppo", "lago"}
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    assert refused(*words).startswith("RunExists: ")
+    assert "runs below it" in refused("eval", out)
+    assert lago("plot", out, "--out", tmp_path / "again.png") == 0
+    assert lago("info", out) == 0
+    assert "at the end" in capsys.readouterr().out
+    (run,) = [path.parent for path in out.rglob("model.zip") if "lago" in str(path)]
+    assert lago("eval", run, "--episodes", 1) == 0
+    assert lago(*words, "--overwrite") == 0
+
+
+def test_compare_checks_its_settings_before_it_begins(refused, tmp_path):
+    words = ("compare", "--out", tmp_path / "x")
+    assert refused("compare", "--preset", "nope", "--out", tmp_path / "x").startswith(
+        "UnsupportedArgument: preset: 'nope'"
+    )
+    assert refused(*words, "--env.tasks", "juggle").startswith("UnknownTask: ")
+    assert "no multiple of the 3 tasks" in refused(*words, "--env.num-envs", 5)
+    assert refused(*words, "--arms", "magic").startswith("UnsupportedArgument: arms, seeds: ")
+    assert not (tmp_path / "x").exists()
