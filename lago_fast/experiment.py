@@ -83,7 +83,9 @@ def compare(
     runs: dict[str, list[Outcome]] = {arm: [] for arm in experiment.arms}
     for outcome in _run_all(jobs, workers, report, progress):
         runs[outcome.arm].append(outcome)
-    rates = throughput.measure(experiment, stage, report) if experiment.measure_baselines else {}
+    rates: dict[str, Any] = {}
+    if experiment.measure_baselines:
+        rates = throughput.measure(experiment, stage, _student(experiment, stage, folder), report)
     summary = make_report(experiment, references, runs, stage.prior.metrics, rates, time.perf_counter() - started)
     run_folders.write_json(folder / run_folders.REPORT, summary)
     prior_lines = {task: summary["tasks"][task]["prior"]["success"] for task in experiment.env.tasks}
@@ -133,7 +135,9 @@ def run_job(job: Job, progress: Progress | None = None) -> Outcome:
     """Train and evaluate one arm with one seed, in its own run folder."""
     table = run_folders.load_table(job.folder)
     name = f"{job.arm}_{job.seed}"
-    folder = run_folders.open_run(job.folder / "runs" / name, job.experiment, overwrite=job.overwrite)
+    about = {"arm": job.arm, "seed": job.seed, **run_folders.to_plain(job.experiment)}
+    folder = run_folders.open_run(job.folder / "runs" / name, about, overwrite=job.overwrite)
+    run_folders.save_table(folder, table)
     result = train_run(
         job.arm,
         job.seed,
@@ -145,6 +149,7 @@ def run_job(job: Job, progress: Progress | None = None) -> Outcome:
         num_threads=job.num_threads,
         progress=None if progress is None else lambda done, total: progress(name, done, total),
     )
+    run_folders.note(folder, implementations=result.model.impls)
     tasks = _evaluate(policy_actor(result.model), job.experiment, job.seed, table)
     return Outcome(
         job.arm,
@@ -156,6 +161,13 @@ def run_job(job: Job, progress: Progress | None = None) -> Outcome:
         result.model.impls,
         tasks,
     )
+
+
+def _student(experiment: Experiment, stage: stage_one.StageOne, folder: Path) -> ActionPrior:
+    """Return the amortised prior, distilled now where the arms ask the exact one."""
+    if experiment.train.prior_mode == "amortised":
+        return AmortisedPrior.load(folder / PRIORS["lago"][1])
+    return stage_one.amortise(stage, experiment, STUDENT_SEED)
 
 
 def _load_prior(job: Job) -> ActionPrior | None:

@@ -25,7 +25,7 @@ class StageOne(NamedTuple):
     demos: Demonstrations
     prior: LatentActionPrior
     instructions: list[str]
-    table: np.ndarray  # [M, r] float32, what policies see of the instructions
+    table: np.ndarray | None  # [M, r] float32, what policies see of the instructions; None with one task
 
 
 def compact_table(latents: np.ndarray) -> np.ndarray:
@@ -110,7 +110,8 @@ def fit(
         progress=progress,
     )
     prior.save(folder, overwrite=overwrite)
-    return StageOne(demos, prior, instructions, compact_table(prior.instruction_table().numpy()))
+    table = compact_table(prior.instruction_table().numpy()) if len(experiment.env.tasks) > 1 else None
+    return StageOne(demos, prior, instructions, table)
 
 
 def amortise(stage: StageOne, experiment: Experiment, seed: int) -> AmortisedPrior:

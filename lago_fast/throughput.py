@@ -25,7 +25,9 @@ ROUNDS = 3
 Arm = Callable[[], tuple[int, float]]  # one more window -> valid env steps, seconds
 
 
-def measure(experiment: Experiment, stage: stage_one.StageOne, report: Callable[[str], None]) -> dict[str, Any]:
+def measure(
+    experiment: Experiment, stage: stage_one.StageOne, student: ActionPrior, report: Callable[[str], None]
+) -> dict[str, Any]:
     """Return median env steps/s per arm over ROUNDS interleaved windows of one rollout each.
 
     Python Meta-World is an order slower: each of its two vector envs is timed in one window, after a warm-up of
@@ -33,11 +35,11 @@ def measure(experiment: Experiment, stage: stage_one.StageOne, report: Callable[
 
     Args:
         experiment: settings.
-        stage: its prior and instruction table.
+        stage: its exact prior and instruction table.
+        student: its amortised prior.
         report: called with a line per stage.
     """
     report("measuring env steps/s")
-    student = stage_one.amortise(stage, experiment, seed=0)
     with (
         _raw(experiment) as raw,
         _ours(experiment, stage, None) as ppo,
@@ -130,8 +132,14 @@ def _learn(model: PPO) -> tuple[int, float]:
 
 def _sb3_on_python(experiment: Experiment, stage: stage_one.StageOne, kind: type[VecEnv]) -> float:
     """Return env steps/s of one iteration of stable-baselines3's PPO on Python Meta-World."""
-    phrasings = task_phrasings()
-    rows = {t: stage.table[stage.instructions.index(phrasings[t][0])] for t in experiment.env.tasks}
+    rows = None
+    if stage.table is not None:
+        first = {
+            task: stage.instructions.index(texts[0])
+            for task, texts in task_phrasings().items()
+            if task in experiment.env.tasks
+        }
+        rows = {task: stage.table[i] for task, i in first.items()}
     makers = official_makers(experiment.env.tasks, experiment.env.num_envs, experiment.env.max_episode_steps, rows)
     # fork: the workers share what is imported already, and start in seconds
     env = SubprocVecEnv(makers, start_method="fork") if kind is SubprocVecEnv else DummyVecEnv(makers)

@@ -146,6 +146,7 @@ def train_run(
         raise UnsupportedArgument("demonstrations: the arm bc_ppo needs them; record them with `lago demos`")
     settings = experiment.train
     env = make_env(experiment.env, seed, table, num_threads)
+    logger = configure(str(folder), ["csv", "tensorboard"])
     try:
         model = FastKLPPO(
             "MlpPolicy",
@@ -157,7 +158,7 @@ def train_run(
             kl_direction=settings.kl_direction,
             impl=settings.impl,
         )
-        model.set_logger(configure(str(folder), ["csv", "tensorboard"]))
+        model.set_logger(logger)
         if arm == "bc_ppo" and demonstrations is not None:
             clone_policy(model.policy, *demonstrations, seed=seed)
         lane = env.array_lane
@@ -165,8 +166,8 @@ def train_run(
         started = time.perf_counter()
         model.learn(settings.steps_per_task * len(lane.tasks), callback=callback, log_interval=1)
         wall_s = time.perf_counter() - started
-        model.logger.close()
     finally:
+        logger.close()
         env.close()
     model.save(folder / "model.zip")
     curve = {"tasks": callback.curve, "steps_to_90": callback.steps_to_90, "arm": arm, "seed": seed}

@@ -43,6 +43,7 @@ RULES = {
     "lago_fast/envs": Rule(may=ENVS),
     "lago_fast/envs/sb3_adapter.py": Rule(may=(*ENVS, "stable_baselines3")),
     "lago_fast/envs/experts.py": Rule(may=ENVS, inside_functions=("metaworld",)),
+    "lago_fast/envs/official.py": Rule(may=ENVS, inside_functions=("metaworld",)),
     "lago_fast/priors": Rule(may=PRIORS, inside_functions=LANGUAGE_MODELS),
     "lago_fast/priors/base.py": Rule(may=("torch",)),
     "lago_fast/algorithms": Rule(
@@ -65,6 +66,8 @@ RULES = {
     "lago_fast/__init__.py": Rule(inside_functions=ANYTHING),
     "lago_fast/stage_one.py": JOINS_ROOMS,
     "lago_fast/training.py": JOINS_ROOMS,
+    "lago_fast/throughput.py": JOINS_ROOMS,
+    "lago_fast/report.py": JOINS_ROOMS,
     "lago_fast/experiment.py": JOINS_ROOMS,
     "lago_fast/cli": Rule(may=ANYTHING),
 }

@@ -324,6 +324,7 @@ class FastKLPPO(PPO):
             "normalize_advantage": self.normalize_advantage,
             "impl": self.impls[self._head.op],
         }
+        parameters = list(self.policy.parameters())  # walking the modules costs as much as a backward pass
         statistics: list[Tensor] = []  # [7] each, read once at the end
         epoch_start, stopped = 0, False
         for epoch in range(self.n_epochs):
@@ -339,7 +340,7 @@ class FastKLPPO(PPO):
                     break
                 self.policy.optimizer.zero_grad()
                 torch.autograd.backward([*outputs, values], list(grads))
-                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
                 self.policy.optimizer.step()
             self._n_updates += 1
             if stopped:

@@ -14,7 +14,7 @@ class PointEnv(gym.Env):
     action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
 
     def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
+        super().reset(seed=seed, options=options)
         self.position = self.np_random.uniform(-1, 1, 2).astype(np.float32)
         self.t = 0
         return self.position.copy(), {}
