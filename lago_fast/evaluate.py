@@ -59,7 +59,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     p, z2 = successes / n, Z_95**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # at the ends the formula gives 0 and 1 up to rounding
+    return (centre - half if successes else 0.0), (centre + half if successes < n else 1.0)
 
 
 def pool(results: list[TaskResult]) -> TaskResult:

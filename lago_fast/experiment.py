@@ -28,6 +28,7 @@ from lago_fast.training import observations, policy_actor, prior_actor, train_ru
 
 EVAL_SEED = 10_000  # apart from the seeds of training
 STUDENT_SEED = 0
+HEADLINE = ("ppo", "lago")
 # where the prior of a guided arm and its student lie in the comparison's folder
 PRIORS = {"lago": ("prior", "student"), "lago_random_init": ("prior_random_init", "student_random_init")}
 Progress = Callable[[str, int, int], None]  # what, done, in all
@@ -75,22 +76,28 @@ def compare(
         report(f"evaluating {arm}")
         per_seed = [_evaluate(act, experiment, seed, None) for seed in experiment.seeds]
         references[arm] = {task: [results[task] for results in per_seed] for task in experiment.env.tasks}
-    jobs = [
-        Job(arm, seed, experiment, folder, overwrite, None if workers == 1 else 1)
-        for seed in experiment.seeds
-        for arm in experiment.arms
-    ]
-    runs: dict[str, list[Outcome]] = {arm: [] for arm in experiment.arms}
-    for outcome in _run_all(jobs, workers, report, progress):
-        runs[outcome.arm].append(outcome)
     rates: dict[str, Any] = {}
     if experiment.measure_baselines:
         rates = throughput.measure(experiment, stage, _student(experiment, stage, folder), report)
-    summary = make_report(experiment, references, runs, stage.prior.metrics, rates, time.perf_counter() - started)
-    run_folders.write_json(folder / run_folders.REPORT, summary)
-    prior_lines = {task: summary["tasks"][task]["prior"]["success"] for task in experiment.env.tasks}
-    draw_curves(curves_of(experiment, runs), folder / run_folders.FIGURE, prior=prior_lines)
+
+    # a report after every run: one that is stopped keeps what was finished
+    runs: dict[str, list[Outcome]] = {}
+    summary: dict[str, Any] = {}
+    for outcome in _run_all(_jobs(experiment, folder, overwrite, workers), workers, report, progress):
+        runs.setdefault(outcome.arm, []).append(outcome)
+        elapsed = time.perf_counter() - started
+        summary = make_report(experiment, references, runs, stage.prior.metrics, rates, elapsed)
+        run_folders.write_json(folder / run_folders.REPORT, summary)
+        prior_lines = {task: summary["tasks"][task]["prior"]["success"] for task in experiment.env.tasks}
+        draw_curves(curves_of(experiment, runs), folder / run_folders.FIGURE, prior=prior_lines)
     return summary
+
+
+def _jobs(experiment: Experiment, folder: Path, overwrite: bool, workers: int) -> list[Job]:
+    """Return one job per arm and seed, the two headline arms before the controls."""
+    num_threads = None if workers == 1 else 1
+    jobs = [Job(a, s, experiment, folder, overwrite, num_threads) for s in experiment.seeds for a in experiment.arms]
+    return sorted(jobs, key=lambda job: job.arm not in HEADLINE)
 
 
 def _stage_one(

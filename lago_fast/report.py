@@ -68,6 +68,7 @@ def make_report(
     return {
         "arms": arms,
         "tasks": tasks,
+        "complete": all(len(runs.get(arm, [])) == len(experiment.seeds) for arm in experiment.arms),
         "per_seed": {
             arm: [
                 {

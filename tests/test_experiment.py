@@ -1,0 +1,75 @@
+"""The whole slice at toy size: demonstrations, prior, student, every arm, report, curves, figure."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from lago_fast import FastKLPPO
+from lago_fast.errors import RunExists, UnsupportedArgument
+from lago_fast.experiment import compare
+from lago_fast.presets import PRESETS
+from lago_fast.runs import is_run
+from lago_fast.training import train_run
+
+pytest.importorskip("transformers", reason="stage 1 needs the extra 'llm'")
+
+
+@pytest.fixture(scope="module")
+def toy():
+    base = PRESETS["long"]
+    return replace(
+        base,
+        seeds=(0,),
+        eval_episodes=2,
+        measure_baselines=False,
+        env=replace(base.env, tasks=("reach", "push"), num_envs=4, max_episode_steps=30),
+        demos=replace(base.demos, episodes_per_task=2),
+        prior=replace(base.prior, epochs=1, student_epochs=1, rollout_noise=(0.3,), layers=1),
+        train=replace(base.train, steps_per_task=300, n_steps=32, batch_size=64, n_epochs=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(toy, tmp_path_factory):
+    out = tmp_path_factory.mktemp("compare") / "run"
+    return out, compare(toy, out, report=lambda _: None)
+
+
+def test_every_arm_is_trained_evaluated_and_reported(finished, toy):
+    out, report = finished
+    assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(report))
+    assert set(report["arms"]) == {"random", "expert", "prior", *toy.arms}
+    for arm in toy.arms:
+        assert report["arms"][arm]["env_steps"] >= 600
+        assert report["arms"][arm]["episodes"] == 4
+        assert is_run(out / "runs" / f"{arm}_0")
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_guided_arms_alone_log_the_prior_and_its_audit(finished):
+    out, report = finished
+    headers = {arm: (out / "runs" / f"{arm}_0" / "progress.csv").read_text().splitlines()[0] for arm in ("ppo", "lago")}
+    assert "train/prior_kl" in headers["lago"]
+    assert "prior/audit_kl_nats" in headers["lago"]
+    assert "prior" not in headers["ppo"]
+    assert report["audit_kl_nats"] >= 0
+    assert report["per_seed"]["ppo"][0]["audit_kl_nats"] is None
+
+
+def test_the_models_of_a_comparison_load_and_predict(finished):
+    out, _ = finished
+    model = FastKLPPO.load(out / "runs" / "lago_0" / "model.zip", device="cpu")
+    observation = model.observation_space.sample() * 0
+    assert model.predict(observation, deterministic=True)[0].shape == (4,)
+
+
+def test_a_finished_comparison_is_not_overwritten(finished, toy):
+    with pytest.raises(RunExists):
+        compare(toy, finished[0], report=lambda _: None)
+
+
+def test_an_arm_without_what_it_needs_is_refused(toy, tmp_path):
+    for arm, missing in (("lago", "prior"), ("bc_ppo", "demonstrations"), ("sac", "arm='sac'")):
+        with pytest.raises(UnsupportedArgument, match=missing):
+            train_run(arm, 0, toy, folder=tmp_path)
