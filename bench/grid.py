@@ -40,7 +40,17 @@ SECOND = [
     ("ppo", {"n_epochs": 4}),
     ("lago", {"kl_coef": 0.1, "kl_coef_until": 0.5}),
 ]
-ROUNDS: dict[int, list[tuple[str, dict[str, Any]]]] = {1: FIRST, 2: SECOND}
+# how fast the prior is taken over: gradient steps against the weight of the KL
+THIRD = [
+    ("lago", {"learning_rate": 1e-3}),
+    ("lago", {"kl_coef": 1.0}),
+    ("lago", {"learning_rate": 1e-3, "kl_coef": 1.0}),
+    ("lago", {"log_std_init": -1.5, "kl_coef": 1.0}),
+    ("ppo", {"learning_rate": 6e-4}),
+    ("ppo", {"log_std_init": -1.5}),
+    ("ppo", {"learning_rate": 1e-3, "log_std_init": -1.0}),
+]
+ROUNDS: dict[int, list[tuple[str, dict[str, Any]]]] = {1: FIRST, 2: SECOND, 3: THIRD}
 
 
 def run_cell(job: tuple[int, str, dict[str, Any], Path]) -> dict[str, Any]:
@@ -48,7 +58,7 @@ def run_cell(job: tuple[int, str, dict[str, Any], Path]) -> dict[str, Any]:
     torch.set_num_threads(1)
     index, arm, changes, out = job
     base = PRESETS["demo"]
-    experiment = replace(base, train=replace(base.train, **changes))
+    experiment = replace(base, train=replace(base.train, steps_per_task=100_000, **changes))
     student = AmortisedPrior.load(out / "student")
     table = stage_one.compact_table(student.instruction_table().numpy())
     result = train_run(

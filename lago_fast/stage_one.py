@@ -125,19 +125,23 @@ def amortise(stage: StageOne, experiment: Experiment, seed: int) -> AmortisedPri
     student = AmortisedPrior(stage.prior, StudentConfig(**settings.student))
     states = torch.from_numpy(stage.demos.states)
     ids = torch.from_numpy(paraphrase(stage.demos, stage.instructions, seed))
-    student.fit(states, ids, epochs=settings.student_epochs, noisy_copies=settings.noisy_copies)
+    # whole episodes are held out, played ones too
+    episodes = torch.from_numpy(stage.demos.episode_id)
+    epochs, copies = settings.student_epochs, settings.noisy_copies
+    student.fit(states, ids, episode_id=episodes, epochs=epochs, noisy_copies=copies)
     for noise in settings.rollout_noise:
-        visited, visited_ids = _rollout_states(student, experiment, noise, seed)
+        visited, visited_ids, env = _rollout_states(student, experiment, noise, seed)
         states, ids = torch.cat([states, visited]), torch.cat([ids, visited_ids])
+        episodes = torch.cat([episodes, env + 1 + episodes.max()])
     if settings.rollout_noise:
-        student.fit(states, ids, epochs=settings.student_epochs, noisy_copies=settings.noisy_copies)
+        student.fit(states, ids, episode_id=episodes, epochs=epochs, noisy_copies=copies)
     return student
 
 
 def _rollout_states(
     student: AmortisedPrior, experiment: Experiment, noise: float, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Play one episode in every env with the student's mean plus noise; return the states and instruction ids."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Play one episode in every env with the student's mean plus noise; return states, instruction ids and envs."""
     settings = experiment.env
     rng = np.random.default_rng(seed)
     env = MetaworldArrayEnv(
@@ -161,4 +165,5 @@ def _rollout_states(
     finally:
         env.close()
     # every other step: neighbours say nearly the same
-    return torch.cat(states[::2]), torch.cat(ids[::2])
+    kept = states[::2]
+    return torch.cat(kept), torch.cat(ids[::2]), torch.arange(settings.num_envs).repeat(len(kept))
