@@ -24,6 +24,7 @@ from lago_fast.priors.amortised import AmortisedPrior
 from lago_fast.runs import open_run
 from lago_fast.training import policy_actor, train_run
 
+SHORT = {"steps_per_task": 100_000, "kl_coef_until": 1.0}
 SEED = 100  # no seed of a reported run
 FIRST = [
     (arm, {"log_std_init": log_std_init, name: value})
@@ -58,7 +59,7 @@ def run_cell(job: tuple[int, str, dict[str, Any], Path]) -> dict[str, Any]:
     torch.set_num_threads(1)
     index, arm, changes, out = job
     base = PRESETS["demo"]
-    experiment = replace(base, train=replace(base.train, steps_per_task=100_000, **changes))
+    experiment = replace(base, train=replace(base.train, **{**SHORT, **changes}))
     student = AmortisedPrior.load(out / "student")
     table = stage_one.compact_table(student.instruction_table().numpy())
     result = train_run(

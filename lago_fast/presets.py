@@ -69,7 +69,7 @@ class TrainSettings:
     net_arch: tuple[int, ...] = (64, 64)  # widths of the hidden layers of policy and value; Stable-Baselines3's default
     kl_coef: float = 0.3  # weight of the KL to the prior at the start
     kl_coef_end: float = 0.0  # weight that it falls to, linearly in the steps
-    kl_coef_until: float = 1.0  # share of the steps after which --kl-coef-end is reached
+    kl_coef_until: float = 0.5  # share of the steps after which --kl-coef-end is reached
     kl_direction: Literal["policy_prior", "prior_policy"] = "policy_prior"  # or prior_policy, KL(prior || policy)
     prior_mode: Literal["amortised", "exact"] = "amortised"  # ask the fast student, or the language model itself
     impl: Literal["auto", "reference", "inductor", "cpp", "triton", "cuda"] = "auto"  # of the loss
@@ -97,6 +97,6 @@ PRESETS = {
     "long": Experiment(
         arms=("ppo", "lago", "bc_ppo", "lago_random_init"),
         seeds=(0, 1, 2),
-        train=TrainSettings(steps_per_task=500_000),
+        train=TrainSettings(steps_per_task=500_000, kl_coef_until=1.0),
     ),
 }

@@ -78,7 +78,6 @@ def ppo_kl_gaussian(
     ratio = log_ratio.exp()
     clipped = torch.clamp(ratio, 1 - c.clip_range, 1 + c.clip_range)
     policy_loss = -mean(torch.min(advantages * ratio, advantages * clipped))
-
     values = x.values
     if c.clip_range_vf is not None:
         values = x.old_values + torch.clamp(values - x.old_values, -c.clip_range_vf, c.clip_range_vf)

@@ -61,7 +61,7 @@ def test_the_kl_falls_when_it_weighs_most(kind, direction):
     for _ in range(6):
         model.learn(256, reset_num_timesteps=False, log_interval=1000)
         kls.append(model.logger.name_to_value["train/prior_kl"])
-    assert kls[-1] < 0.6 * kls[0]
+    assert kls[-1] < 0.8 * kls[0]
 
 
 def test_kl_as_a_reward_lowers_the_rewards_by_it():
