@@ -97,6 +97,6 @@ PRESETS = {
     "long": Experiment(
         arms=("ppo", "lago", "bc_ppo", "lago_random_init"),
         seeds=(0, 1, 2),
-        train=TrainSettings(steps_per_task=500_000, kl_coef_until=1.0),
+        train=TrainSettings(steps_per_task=500_000, kl_coef_until=0.2),
     ),
 }
