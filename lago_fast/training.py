@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.logger import configure
 
 from lago_fast.algorithms.cloning import clone_policy
@@ -26,6 +26,7 @@ from lago_fast.presets import EnvSettings, Experiment, TrainSettings
 from lago_fast.priors.base import ActionPrior
 
 ARMS = ("ppo", "lago", "bc_ppo", "lago_random_init")
+CHECKPOINT_ROLLOUTS = 25  # between two checkpoints
 WINDOW = 50  # episodes per task over which training success is counted
 
 
@@ -121,7 +122,7 @@ def train_run(
     num_threads: int | None = None,
     progress: Any = None,
 ) -> RunResult:
-    """Train one arm with one seed; write progress.csv, TensorBoard, model.zip and curve.json into `folder`.
+    """Train one arm with one seed; write progress.csv, TensorBoard, checkpoints, model.zip and curve.json.
 
     Args:
         arm: one of ARMS.
@@ -163,8 +164,11 @@ def train_run(
             clone_policy(model.policy, *demonstrations, seed=seed)
         lane = env.array_lane
         callback = SuccessCurve(lane.tasks, lane.task_id, progress)
+        checkpoints = CheckpointCallback(
+            save_freq=CHECKPOINT_ROLLOUTS * settings.n_steps, save_path=str(folder / "checkpoints"), name_prefix="model"
+        )
         started = time.perf_counter()
-        model.learn(settings.steps_per_task * len(lane.tasks), callback=callback, log_interval=1)
+        model.learn(settings.steps_per_task * len(lane.tasks), callback=[callback, checkpoints], log_interval=1)
         wall_s = time.perf_counter() - started
     finally:
         logger.close()

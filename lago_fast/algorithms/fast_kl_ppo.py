@@ -413,6 +413,7 @@ class FastKLPPO(PPO):
             "prior",
             "_lane",
             "_head",
+            "_buffer",
             "_prior_ids",
             "_instruction_id",
             "impls",

@@ -1,5 +1,8 @@
 """What the prior does to training, what is refused, and what survives saving."""
 
+import json
+import zipfile
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -105,11 +108,18 @@ def test_schedule_is_followed():
     assert model.logger.name_to_value["train/kl_coef"] == pytest.approx(0.0)
 
 
+def model_data(path):
+    """Return what a saved model holds beside its tensors."""
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read("data"))
+
+
 def test_save_and_load(tmp_path):
     prior = ScriptedPrior()
     model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=prior, kl_coef=LinearSchedule(0.4, 0.1))
     model.learn(512)
     model.save(tmp_path / "model.zip")
+    assert not {"prior", "_buffer", "rollout_buffer"} & model_data(tmp_path / "model.zip").keys()
     obs = np.random.default_rng(0).uniform(-1, 1, (9, 2)).astype(np.float32)
     loaded = FastKLPPO.load(tmp_path / "model.zip", device="cpu")
     np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
