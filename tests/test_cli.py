@@ -324,7 +324,7 @@ def test_the_other_arms_train_too(arm, prior, demos, backbone, tmp_path, monkeyp
 
 def test_a_run_is_overwritten_only_when_asked_and_only_by_one_that_starts(run, backbone, refused, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
-    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    before = {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     words = (
         "train",
         "--arm",
@@ -340,7 +340,7 @@ def test_a_run_is_overwritten_only_when_asked_and_only_by_one_that_starts(run, b
     assert refused(*words).startswith("RunExists: out: ")
     assert "no multiple of the 2 tasks" in refused(*words, "--overwrite", "--num-envs", 5)
     assert "UnknownTask" in refused(*words, "--overwrite", "--tasks", "juggle")
-    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    assert {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
     assert lago(*words, "--overwrite") == 0
     assert runs.read_config(copy)["arm"] == "ppo"
 
