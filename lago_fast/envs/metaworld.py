@@ -83,7 +83,8 @@ class MetaworldArrayEnv(ArrayVecEnv):
         instruction_table: [M, Z] float32, one row per entry of `instructions`; the row of the episode's
             instruction is appended to the observation when there is more than one task.
         phrasings: "all" draws among a task's phrasings, "first" always uses the plainest.
-        normalize_reward: scale `reward` by one running std of the discounted return over all environments.
+        normalize_reward: scale `reward` by a running std of the discounted return, one per task: their dense
+            rewards differ by an order of magnitude, and under a common scale the largest drowns the others.
         gamma: discount of that return.
         num_threads: threads per pool (one pool per task); default: the cores shared among the pools.
 
@@ -132,7 +133,7 @@ class MetaworldArrayEnv(ArrayVecEnv):
         self.max_episode_steps = max_episode_steps
         self.terminate_on_success, self.success_reward = terminate_on_success, success_reward
         self.num_threads = num_threads or max(1, _cores() // len(self.tasks))
-        self.normalizer = ReturnNormalizer(num_envs, gamma) if normalize_reward else None
+        self.normalizer = ReturnNormalizer(num_envs, gamma, group=self.task_id) if normalize_reward else None
 
         self._pools: list[Any] = []
         self._was_reset = self._pending = self._closed = False

@@ -87,19 +87,31 @@ class ArrayVecEnv(ABC):
 class ReturnNormalizer:
     """Divide rewards by the running std of the discounted return, as SB3's VecNormalize does.
 
-    The same numbers as `VecNormalize(norm_obs=False)` where all rows are valid; invalid rows are skipped.
+    The same numbers as `VecNormalize(norm_obs=False)` where all rows are valid and of one group; invalid rows are
+    skipped.
 
     Args:
         num_envs: N.
         gamma: discount of the return.
         clip: scaled rewards are clipped to [-clip, clip].
         epsilon: added to the variance.
+        group: [N] int, counted from 0, the group of each environment; each group has a std of its own. Default: one.
     """
 
-    def __init__(self, num_envs: int, gamma: float = 0.99, clip: float = 10.0, epsilon: float = 1e-8) -> None:
+    def __init__(
+        self,
+        num_envs: int,
+        gamma: float = 0.99,
+        clip: float = 10.0,
+        epsilon: float = 1e-8,
+        group: np.ndarray | None = None,
+    ) -> None:
         self.gamma, self.clip, self.epsilon = gamma, clip, epsilon
+        self.group = np.zeros(num_envs, np.int64) if group is None else group
+        groups = int(self.group.max()) + 1
+        self._members = [self.group == g for g in range(groups)]
         self.returns = np.zeros(num_envs, np.float64)
-        self.mean, self.var, self.count = 0.0, 1.0, 1e-4
+        self.mean, self.var, self.count = np.zeros(groups), np.ones(groups), np.full(groups, 1e-4)  # [G]
 
     def __call__(self, reward: np.ndarray, valid: np.ndarray, ended: np.ndarray) -> np.ndarray:
         """Learn from one step of rewards [N] and return them scaled, float32, 0 where not valid [N].
@@ -107,9 +119,12 @@ class ReturnNormalizer:
         `ended` [N] bool marks the rows whose episode is over: their return starts again from zero.
         """
         self.returns[valid] = self.returns[valid] * self.gamma + reward[valid]
-        if valid.any():
-            self._merge(self.returns[valid])
-        scaled = np.clip(reward / np.sqrt(self.var + self.epsilon), -self.clip, self.clip)
+        for g, members in enumerate(self._members):
+            rows = self.returns[valid & members]
+            if len(rows):
+                self._merge(g, rows)
+        std = np.sqrt(self.var + self.epsilon)[self.group]
+        scaled = np.clip(reward / std, -self.clip, self.clip)
         self.returns[ended] = 0.0
         return np.where(valid, scaled, 0.0).astype(np.float32)
 
@@ -117,19 +132,20 @@ class ReturnNormalizer:
         """Forget the running returns, as a full reset of the environments does; keep the statistics."""
         self.returns[:] = 0.0
 
-    def _merge(self, values: np.ndarray) -> None:
+    def _merge(self, g: int, values: np.ndarray) -> None:
         # Chan et al.'s parallel mean and variance, in the order of operations of SB3's RunningMeanStd
-        delta, total = float(values.mean()) - self.mean, self.count + len(values)
-        spread = self.var * self.count + float(values.var()) * len(values)
-        spread += delta**2 * self.count * len(values) / total
-        self.mean += delta * len(values) / total
-        self.var, self.count = spread / total, total
+        count = self.count[g]
+        delta, total = values.mean() - self.mean[g], count + len(values)
+        spread = self.var[g] * count + values.var() * len(values)
+        spread += delta**2 * count * len(values) / total
+        self.mean[g] += delta * len(values) / total
+        self.var[g], self.count[g] = spread / total, total
 
-    def state_dict(self) -> dict[str, float]:
-        """The statistics, for a checkpoint."""
-        return {"mean": self.mean, "var": self.var, "count": self.count}
+    def state_dict(self) -> dict[str, list[float]]:
+        """The statistics of each group, for a checkpoint."""
+        return {"mean": self.mean.tolist(), "var": self.var.tolist(), "count": self.count.tolist()}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
         """Take over the statistics of another normaliser; running returns start from zero."""
-        self.mean, self.var, self.count = (float(state[key]) for key in ("mean", "var", "count"))
+        self.mean, self.var, self.count = (np.array(state[key], np.float64) for key in ("mean", "var", "count"))
         self.start_episodes()

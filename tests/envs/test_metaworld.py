@@ -275,10 +275,11 @@ def test_partial_reset_makes_the_next_row_valid(make):
     np.testing.assert_array_equal(row.instruction_id[[4, 1]], fresh.instruction_id)
 
 
-def test_rewards_are_normalised_over_valid_rows(make):
+def test_rewards_are_normalised_per_task_over_valid_rows(make):
     from lago_fast.envs.vec_env import ReturnNormalizer
 
-    env, reference = make(normalize_reward=True, gamma=0.9), ReturnNormalizer(4, 0.9)
+    env = make(normalize_reward=True, gamma=0.9)
+    reference = ReturnNormalizer(4, 0.9, group=env.task_id)
     _, rows = play(env, 2 * HORIZON + 4)  # stops amid an episode, whose running return a reset must drop
     for row in rows:
         expected = reference(row.raw_reward, row.valid, row.truncated | row.terminated)

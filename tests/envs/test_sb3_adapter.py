@@ -228,8 +228,8 @@ def test_sb3s_ppo_trains_and_evaluates_on_it(make):
 
 
 def test_vecnormalize_around_it_equals_the_builtin_scale(make):
-    inner = make(normalize_reward=True, gamma=0.95)
-    outer = VecNormalize(make(), norm_obs=False, gamma=0.95)
+    inner = make(["push"], normalize_reward=True, gamma=0.95)
+    outer = VecNormalize(make(["push"]), norm_obs=False, gamma=0.95)
     inner.reset()
     outer.reset()
     for _ in range(2 * HORIZON):

@@ -84,6 +84,19 @@ def test_normaliser_does_not_see_invalid_rows():
     assert holed.returns[1] == 0.0
 
 
+def test_normaliser_gives_each_group_a_std_of_its_own():
+    rng = np.random.default_rng(2)
+    grouped = ReturnNormalizer(4, 0.9, group=np.array([0, 1, 0, 1]))
+    alone = [ReturnNormalizer(2, 0.9), ReturnNormalizer(2, 0.9)]
+    for _ in range(20):
+        reward = rng.normal(size=4) * [1.0, 100.0, 1.0, 100.0]
+        ended = rng.random(4) < 0.1
+        scaled = grouped(reward, np.ones(4, bool), ended)
+        for g, one in enumerate(alone):
+            np.testing.assert_array_equal(scaled[g::2], one(reward[g::2], np.ones(2, bool), ended[g::2]))
+    assert grouped.var[1] > 1000 * grouped.var[0]
+
+
 def test_normaliser_survives_a_step_without_a_valid_row():
     normaliser = ReturnNormalizer(2)
     before = normaliser.state_dict()
