@@ -3,8 +3,9 @@
     python bench/grid.py OUT --round 1 [--workers 2]
 
 First round: the initial std, which both arms share, and each arm's own regulariser (PPO's entropy coefficient,
-LaGO's last KL coefficient). Second round: three changes of one arm's settings each, from the first round's best
-shared cell. Stage 1 is run once per round. One line of JSON per cell goes to OUT/grid.jsonl.
+LaGO's last KL coefficient). Second and third: changes of one arm's settings each, from the first round's
+best shared cell. Fourth: with a reward scale per task, at the demo's budget. Stage 1 is run once per round. One
+line of JSON per cell goes to OUT/grid.jsonl.
 """
 
 import argparse
@@ -51,7 +52,17 @@ THIRD = [
     ("ppo", {"log_std_init": -1.5}),
     ("ppo", {"learning_rate": 1e-3, "log_std_init": -1.0}),
 ]
-ROUNDS: dict[int, list[tuple[str, dict[str, Any]]]] = {1: FIRST, 2: SECOND, 3: THIRD}
+# at the budget of the demo: the shared learning rate, and one change of each arm's own
+FULL = {"steps_per_task": 200_000, "kl_coef_until": 0.5}
+FOURTH = [
+    ("lago", FULL),
+    ("ppo", FULL),
+    ("lago", {**FULL, "learning_rate": 6e-4}),
+    ("ppo", {**FULL, "learning_rate": 6e-4}),
+    ("lago", {**FULL, "kl_coef_until": 1.0}),
+    ("ppo", {**FULL, "ent_coef": 0.001}),
+]
+ROUNDS: dict[int, list[tuple[str, dict[str, Any]]]] = {1: FIRST, 2: SECOND, 3: THIRD, 4: FOURTH}
 
 
 def run_cell(job: tuple[int, str, dict[str, Any], Path]) -> dict[str, Any]:
