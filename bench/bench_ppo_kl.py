@@ -48,10 +48,10 @@ def test_ppo_kl_gaussian(benchmark, impl, rows):
         )
     )
     # An op that is wrong is not timed.
-    expected = ops.ppo_kl_gaussian(inputs, coefficients, impl="reference")
-    for part, truth in zip(ops.ppo_kl_gaussian(inputs, coefficients, impl=impl), expected, strict=True):
+    expected = ops.ppo_kl_gaussian_loss_and_grads(inputs, coefficients, impl="reference")
+    for part, truth in zip(ops.ppo_kl_gaussian_loss_and_grads(inputs, coefficients, impl=impl), expected, strict=True):
         for got, wanted in zip(part, truth, strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
     # Five [B, D] arrays and six [B] ones are read or written, of four bytes each.
     benchmark.extra_info.update(impl=impl, rows=rows, dims=DIMS, least_bytes=4 * rows * (5 * DIMS + 6))
-    benchmark(ops.ppo_kl_gaussian, inputs, coefficients, impl=impl)
+    benchmark(ops.ppo_kl_gaussian_loss_and_grads, inputs, coefficients, impl=impl)

@@ -1,18 +1,21 @@
 """The door to the kernels: one function per op, with `impl=` to choose who computes it.
 
     impl         for
-    "auto"       the fastest that runs on the tensors' device: cuda, triton, reference; on a CPU cpp, reference
+    "auto"       the fastest that runs on the tensors' device: cuda if built, else triton; on a CPU cpp; else reference
     "reference"  the definition, eager PyTorch; anywhere
+    "inductor"   the definition, compiled by torch.compile; anywhere it has a compiler
     "cpp"        native code on CPU tensors
-    others       are listed in the table below where they exist
+    "triton"     Triton kernels on CUDA tensors
+    "cuda"       CUDA kernels on CUDA tensors, in builds with -DLAGO_CUDA=ON
 
 An explicit name never falls back: it raises ImplUnavailable. Needs torch alone.
-Test: pytest tests/kernels
+Test: pytest tests/test_ops.py tests/kernels
 """
 
 import importlib
 import logging
 from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -20,32 +23,65 @@ from torch import Tensor
 
 from lago_fast.errors import ImplUnavailable
 from lago_fast.kernels.gae.reference import Outputs as GaeOutputs
+from lago_fast.kernels.ppo_kl_categorical.autograd import differentiable as categorical_differentiable
 from lago_fast.kernels.ppo_kl_categorical.eager import Grads as CategoricalGrads
 from lago_fast.kernels.ppo_kl_categorical.reference import Coefficients as CategoricalCoefficients
 from lago_fast.kernels.ppo_kl_categorical.reference import Direction
 from lago_fast.kernels.ppo_kl_categorical.reference import Inputs as CategoricalInputs
 from lago_fast.kernels.ppo_kl_categorical.reference import Outputs as CategoricalOutputs
+from lago_fast.kernels.ppo_kl_gaussian.autograd import differentiable as gaussian_differentiable
 from lago_fast.kernels.ppo_kl_gaussian.eager import Grads as GaussianGrads
 from lago_fast.kernels.ppo_kl_gaussian.reference import Coefficients as GaussianCoefficients
 from lago_fast.kernels.ppo_kl_gaussian.reference import Inputs as GaussianInputs
 from lago_fast.kernels.ppo_kl_gaussian.reference import Outputs as GaussianOutputs
+from lago_fast.kernels.prior_kl.autograd import differentiable as kl_differentiable
+from lago_fast.kernels.prior_kl.reference import CategoricalInputs as CategoricalKLInputs
+from lago_fast.kernels.prior_kl.reference import GaussianInputs as GaussianKLInputs
+from lago_fast.kernels.sample.reference import CategoricalInputs as CategoricalSampleInputs
+from lago_fast.kernels.sample.reference import GaussianInputs as GaussianSampleInputs
+from lago_fast.kernels.sample.reference import Outputs as SampleOutputs
 
 logger = logging.getLogger(__name__)
 
-# op -> impl -> (module below lago_fast.kernels, device types it runs on), in the order that "auto" prefers
-IMPLEMENTATIONS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
+# in the order that "auto" prefers
+DEVICES = {
+    "cuda": ("cuda",),
+    "triton": ("cuda",),
+    "cpp": ("cpu",),
+    "reference": ("cpu", "cuda"),
+    "inductor": ("cpu", "cuda"),
+}
+IMPL_NAMES = ("auto", *DEVICES)
+# op -> impl -> module below lago_fast.kernels
+IMPLEMENTATIONS = {
     "gae": {
-        "cpp": ("gae.cpp_fused", ("cpu",)),
-        "reference": ("gae.reference", ("cpu", "cuda")),
+        "cpp": "gae.cpp_fused",
+        "reference": "gae.reference",
+    },
+    "ppo_kl_categorical": {
+        "reference": "ppo_kl_categorical.eager",
+        "inductor": "ppo_kl_categorical.inductor",
     },
     "ppo_kl_gaussian": {
-        "cpp": ("ppo_kl_gaussian.cpp_fused", ("cpu",)),
-        "reference": ("ppo_kl_gaussian.eager", ("cpu", "cuda")),
+        "cpp": "ppo_kl_gaussian.cpp_fused",
+        "reference": "ppo_kl_gaussian.eager",
+        "inductor": "ppo_kl_gaussian.inductor",
     },
-    "ppo_kl_categorical": {"reference": ("ppo_kl_categorical.eager", ("cpu", "cuda"))},
-    "prior_kl": {"reference": ("prior_kl.reference", ("cpu", "cuda"))},
+    "prior_kl": {
+        "reference": "prior_kl.reference",
+        "inductor": "prior_kl.inductor",
+    },
+    "sample": {
+        "reference": "sample.reference",
+    },
 }
-IMPL_NAMES = ("auto", "reference", "inductor", "cpp", "triton", "cuda")
+# what an implementation needs beside torch -> how to get it
+NEEDS = {
+    "cuda": ("lago_fast._cuda", "build the package with CUDA: SKBUILD_CMAKE_DEFINE=LAGO_CUDA=ON pip install ."),
+    "triton": ("triton", "pip install triton"),
+}
+# differentiated by PyTorch itself
+BY_AUTOGRAD = ("reference", "inductor")
 
 
 @cache
@@ -53,20 +89,28 @@ def resolve(op: str, device_type: str, impl: str = "auto") -> tuple[str, ModuleT
     """Return the name and the module of the implementation that `impl` means for an op on a device type.
 
     Raises:
-        ImplUnavailable: the name is unknown, not written for this op, or cannot run on this device.
+        ImplUnavailable: the name is unknown, not written for this op, not installed, or not for this device.
     """
     table = IMPLEMENTATIONS[op]
     if impl not in IMPL_NAMES:
         raise ImplUnavailable(f"impl={impl!r} is unknown; choose one of {', '.join(IMPL_NAMES)}")
     if impl == "auto":
-        impl = next(name for name, (_, devices) in table.items() if device_type in devices)
+        impl = next(name for name in table if device_type in DEVICES[name] and _is_installed(name))
     if impl not in table:
         raise ImplUnavailable(f"impl={impl!r}: {op} has only {', '.join(table)}; choose one of these or 'auto'")
-    module, devices = table[impl]
-    if device_type not in devices:
-        raise ImplUnavailable(f"impl={impl!r}: {op} runs on {', '.join(devices)}, not on {device_type}; use 'auto'")
+    if device_type not in DEVICES[impl]:
+        raise ImplUnavailable(
+            f"impl={impl!r}: {op} runs on {', '.join(DEVICES[impl])}, not on {device_type}; use 'auto'"
+        )
+    if not _is_installed(impl):
+        module, remedy = NEEDS[impl]
+        raise ImplUnavailable(f"impl={impl!r}: {op} needs {module}, which is not installed; {remedy}, or use 'auto'")
     logger.info("%s on %s: %s", op, device_type, impl)
-    return impl, importlib.import_module(f"lago_fast.kernels.{module}")
+    return impl, importlib.import_module(f"lago_fast.kernels.{table[impl]}")
+
+
+def _is_installed(impl: str) -> bool:
+    return impl not in NEEDS or find_spec(NEEDS[impl][0]) is not None
 
 
 def gae(
@@ -106,27 +150,59 @@ def ppo_kl_gaussian(
     kl_direction: Direction = "policy_prior",
     normalize_advantage: bool = True,
     impl: str = "auto",
-) -> tuple[GaussianOutputs, GaussianGrads]:
-    """Return PPO's loss with the exact KL to a prior, and its gradients, for a diagonal Gaussian policy.
+) -> GaussianOutputs:
+    """Return PPO's loss with the exact KL to a prior for a diagonal Gaussian policy, differentiable.
 
     Args:
         inputs: shapes stand at the fields of `GaussianInputs`; float32, or bfloat16/float16 computed in float32.
-        coefficients: 0-D tensors on the inputs' device.
+        coefficients: 0-D float32 tensors on the inputs' device.
         kl_direction: "policy_prior" is KL(policy || prior), "prior_policy" the other one.
         normalize_advantage: as in Stable-Baselines3, over rows of weight 1.
         impl: see the module's docstring.
 
     Returns:
-        The loss and its statistics (0-D, detached), and the gradients with respect to mean, log_std and values.
+        The loss, which backpropagates to mean, log_std and values, and its statistics; all 0-D, float32.
 
     Raises:
         ImplUnavailable: `impl` cannot run here.
 
     Source: kernels/README.md.
     """
+    name, module = resolve("ppo_kl_gaussian", inputs.mean.device.type, impl)
+    if name in BY_AUTOGRAD:
+        loss = module.ppo_kl_gaussian
+        return loss(inputs, coefficients, kl_direction=kl_direction, normalize_advantage=normalize_advantage)
+    outputs, grads = module.loss_and_grads(
+        inputs, coefficients, kl_direction=kl_direction, normalize_advantage=normalize_advantage
+    )
+    return gaussian_differentiable(inputs, outputs, grads)
+
+
+def ppo_kl_gaussian_loss_and_grads(
+    inputs: GaussianInputs,
+    coefficients: GaussianCoefficients,
+    *,
+    kl_direction: Direction = "policy_prior",
+    normalize_advantage: bool = True,
+    impl: str = "auto",
+    out: GaussianGrads | None = None,
+) -> tuple[GaussianOutputs, GaussianGrads]:
+    """Return the loss of `ppo_kl_gaussian` and its gradients at once, past autograd: the trainer's entry.
+
+    Args:
+        inputs, coefficients, kl_direction, normalize_advantage, impl: as for `ppo_kl_gaussian`.
+        out: gradients of an earlier call with inputs of the same shapes and dtypes, to be overwritten and returned.
+
+    Returns:
+        The loss and its statistics (0-D, detached), and the gradients with respect to mean, log_std and values,
+        each of its input's dtype.
+
+    Raises:
+        ImplUnavailable: `impl` cannot run here.
+    """
     module = resolve("ppo_kl_gaussian", inputs.mean.device.type, impl)[1]
     return module.loss_and_grads(
-        inputs, coefficients, kl_direction=kl_direction, normalize_advantage=normalize_advantage
+        inputs, coefficients, kl_direction=kl_direction, normalize_advantage=normalize_advantage, out=out
     )
 
 
@@ -137,27 +213,59 @@ def ppo_kl_categorical(
     kl_direction: Direction = "policy_prior",
     normalize_advantage: bool = True,
     impl: str = "auto",
-) -> tuple[CategoricalOutputs, CategoricalGrads]:
-    """Return PPO's loss with the exact KL to a prior, and its gradients, for a categorical policy.
+) -> CategoricalOutputs:
+    """Return PPO's loss with the exact KL to a prior for a categorical policy, differentiable.
 
     Args:
         inputs: shapes stand at the fields of `CategoricalInputs`; float32, or bfloat16/float16 computed in float32.
-        coefficients: 0-D tensors on the inputs' device.
+        coefficients: 0-D float32 tensors on the inputs' device.
         kl_direction: "policy_prior" is KL(policy || prior), "prior_policy" the other one.
         normalize_advantage: as in Stable-Baselines3, over rows of weight 1.
         impl: see the module's docstring.
 
     Returns:
-        The loss and its statistics (0-D, detached), and the gradients with respect to logits and values.
+        The loss, which backpropagates to logits and values, and its statistics; all 0-D, float32.
 
     Raises:
         ImplUnavailable: `impl` cannot run here.
 
     Source: kernels/README.md.
     """
+    name, module = resolve("ppo_kl_categorical", inputs.logits.device.type, impl)
+    if name in BY_AUTOGRAD:
+        loss = module.ppo_kl_categorical
+        return loss(inputs, coefficients, kl_direction=kl_direction, normalize_advantage=normalize_advantage)
+    outputs, grads = module.loss_and_grads(
+        inputs, coefficients, kl_direction=kl_direction, normalize_advantage=normalize_advantage
+    )
+    return categorical_differentiable(inputs, outputs, grads)
+
+
+def ppo_kl_categorical_loss_and_grads(
+    inputs: CategoricalInputs,
+    coefficients: CategoricalCoefficients,
+    *,
+    kl_direction: Direction = "policy_prior",
+    normalize_advantage: bool = True,
+    impl: str = "auto",
+    out: CategoricalGrads | None = None,
+) -> tuple[CategoricalOutputs, CategoricalGrads]:
+    """Return the loss of `ppo_kl_categorical` and its gradients at once, past autograd: the trainer's entry.
+
+    Args:
+        inputs, coefficients, kl_direction, normalize_advantage, impl: as for `ppo_kl_categorical`.
+        out: gradients of an earlier call with inputs of the same shapes and dtypes, to be overwritten and returned.
+
+    Returns:
+        The loss and its statistics (0-D, detached), and the gradients with respect to logits and values,
+        each of its input's dtype.
+
+    Raises:
+        ImplUnavailable: `impl` cannot run here.
+    """
     module = resolve("ppo_kl_categorical", inputs.logits.device.type, impl)[1]
     return module.loss_and_grads(
-        inputs, coefficients, kl_direction=kl_direction, normalize_advantage=normalize_advantage
+        inputs, coefficients, kl_direction=kl_direction, normalize_advantage=normalize_advantage, out=out
     )
 
 
@@ -167,43 +275,126 @@ def prior_kl_gaussian(
     prior_mean: Tensor,
     prior_log_std: Tensor,
     *,
+    prior_temperature: float | Tensor = 1.0,
     kl_direction: Direction = "policy_prior",
     impl: str = "auto",
 ) -> Tensor:
-    """Return the exact KL [B] in nats between a diagonal Gaussian policy and prior; differentiable.
+    """Return the exact KL [B] in nats between a diagonal Gaussian policy and prior; differentiable by the policy.
 
     Args:
         mean, prior_mean: [B, D].
         log_std, prior_log_std: [D] or [B, D].
+        prior_temperature: the prior is raised to 1 / temperature and renormalised; a 0-D tensor follows a schedule.
         kl_direction: "policy_prior" is KL(policy || prior), "prior_policy" the other one.
         impl: see the module's docstring.
 
     Raises:
         ImplUnavailable: `impl` cannot run here.
     """
-    module = resolve("prior_kl", mean.device.type, impl)[1]
-    return module.gaussian(mean, log_std, prior_mean, prior_log_std, kl_direction)
+    inputs = GaussianKLInputs(mean, log_std, prior_mean, prior_log_std)
+    return _prior_kl("gaussian", inputs, (mean, log_std), prior_temperature, kl_direction, impl)
 
 
 def prior_kl_categorical(
-    log_probs: Tensor,
+    logits: Tensor,
     prior_log_probs: Tensor,
     *,
+    action_mask: Tensor | None = None,
+    prior_temperature: float | Tensor = 1.0,
     kl_direction: Direction = "policy_prior",
     impl: str = "auto",
 ) -> Tensor:
-    """Return the exact KL [B] in nats between a categorical policy and prior; differentiable.
+    """Return the exact KL [B] in nats between a categorical policy and prior; differentiable by the policy.
 
     Args:
-        log_probs, prior_log_probs: [B, A], normalised.
+        logits, prior_log_probs: [B, A], need not be normalised.
+        action_mask: [B, A] bool, True where an action is allowed, at least one per row; None: all are.
+        prior_temperature: the prior is raised to 1 / temperature and renormalised; a 0-D tensor follows a schedule.
         kl_direction: "policy_prior" is KL(policy || prior), "prior_policy" the other one.
         impl: see the module's docstring.
 
     Raises:
         ImplUnavailable: `impl` cannot run here.
     """
-    module = resolve("prior_kl", log_probs.device.type, impl)[1]
-    return module.categorical(log_probs, prior_log_probs, kl_direction)
+    inputs = CategoricalKLInputs(logits, prior_log_probs, action_mask)
+    return _prior_kl("categorical", inputs, (logits,), prior_temperature, kl_direction, impl)
+
+
+def _prior_kl(
+    kind: str,
+    inputs: CategoricalKLInputs | GaussianKLInputs,
+    policy: tuple[Tensor, ...],
+    prior_temperature: float | Tensor,
+    direction: Direction,
+    impl: str,
+) -> Tensor:
+    device = policy[0].device
+    name, module = resolve("prior_kl", device.type, impl)
+    temperature = _as_scalar(prior_temperature, device)
+    if name in BY_AUTOGRAD:
+        return getattr(module, kind)(inputs, temperature, direction)
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in policy)
+    kl, grads = getattr(module, kind)(inputs, temperature, direction=direction, needs_grad=needs_grad)
+    return kl_differentiable(inputs, kl, grads) if needs_grad else kl
+
+
+def sample_gaussian(
+    mean: Tensor,
+    log_std: Tensor,
+    state: Tensor,
+    *,
+    prior_mean: Tensor | None = None,
+    prior_log_std: Tensor | None = None,
+    prior_temperature: float | Tensor = 1.0,
+    kl_direction: Direction = "policy_prior",
+    impl: str = "auto",
+) -> SampleOutputs:
+    """Draw actions [B, D] of a diagonal Gaussian policy, with their log-probabilities, entropy and KL to the prior.
+
+    Args:
+        mean, prior_mean: [B, D].
+        log_std, prior_log_std: [D] or [B, D].
+        state: [2] int64 on the same device: seed and step. The same state gives the same actions, row by row, on
+            every device; add 1 to the step, in place, between two calls.
+        prior_temperature: the prior is raised to 1 / temperature and renormalised; a 0-D tensor follows a schedule.
+        kl_direction: "policy_prior" is KL(policy || prior), "prior_policy" the other one.
+        impl: see the module's docstring.
+
+    Raises:
+        ImplUnavailable: `impl` cannot run here.
+    """
+    module = resolve("sample", mean.device.type, impl)[1]
+    inputs = GaussianSampleInputs(mean, log_std, prior_mean, prior_log_std)
+    return module.gaussian(inputs, _as_scalar(prior_temperature, mean.device), state, kl_direction)
+
+
+def sample_categorical(
+    logits: Tensor,
+    state: Tensor,
+    *,
+    prior_log_probs: Tensor | None = None,
+    action_mask: Tensor | None = None,
+    prior_temperature: float | Tensor = 1.0,
+    kl_direction: Direction = "policy_prior",
+    impl: str = "auto",
+) -> SampleOutputs:
+    """Draw actions [B] of a categorical policy, with their log-probabilities, entropy and KL to the prior.
+
+    Args:
+        logits, prior_log_probs: [B, A], need not be normalised.
+        state, prior_temperature, kl_direction, impl: as for `sample_gaussian`.
+        action_mask: [B, A] bool, True where an action is allowed, at least one per row; None: all are.
+
+    Raises:
+        ImplUnavailable: `impl` cannot run here.
+    """
+    module = resolve("sample", logits.device.type, impl)[1]
+    inputs = CategoricalSampleInputs(logits, prior_log_probs, action_mask)
+    return module.categorical(inputs, _as_scalar(prior_temperature, logits.device), state, kl_direction)
+
+
+def _as_scalar(value: float | Tensor, device: torch.device) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32, device=device)
 
 
 def coefficients_on(device: torch.device, **values: float | None) -> dict[str, Tensor | None]:

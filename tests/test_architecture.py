@@ -36,7 +36,9 @@ LANGUAGE_MODELS = ("transformers", "peft", "huggingface_hub", "accelerate", "bit
 
 # Path below the root -> rule. The longest path that fits a file decides.
 RULES = {
-    **{f"kernels/{op}": Rule(may=("torch", *NATIVE), inside_functions=("triton",)) for op in KERNEL_OPS},
+    **{f"kernels/{op}": Rule(may=("torch", *NATIVE)) for op in KERNEL_OPS},
+    # imported by `ops.resolve` when it is asked for, so that triton is needed by nobody else
+    **{f"kernels/{op}/triton_fused.py": Rule(may=("torch", "triton")) for op in KERNEL_OPS},
     "lago_fast/errors.py": Rule(),
     "lago_fast/ops.py": Rule(may=("torch", "lago_fast.kernels")),
     "lago_fast/buffers.py": Rule(may=("torch", "numpy", "lago_fast.ops")),
@@ -45,7 +47,7 @@ RULES = {
     "lago_fast/envs/experts.py": Rule(may=ENVS, inside_functions=("metaworld",)),
     "lago_fast/envs/official.py": Rule(may=ENVS, inside_functions=("metaworld",)),
     "lago_fast/priors": Rule(may=PRIORS, inside_functions=LANGUAGE_MODELS),
-    "lago_fast/priors/base.py": Rule(may=("torch",)),
+    "lago_fast/priors/base.py": Rule(may=("torch", "lago_fast.ops")),
     "lago_fast/algorithms": Rule(
         may=(
             "torch",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 Direction = Literal["policy_prior", "prior_policy"]
+HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
 class Inputs(NamedTuple):
@@ -23,7 +24,8 @@ class Inputs(NamedTuple):
     returns: Tensor  # [B]
     old_values: Tensor  # [B]
     weight: Tensor  # [B], 0 on invalid rows (whose other entries must still be finite), else 1
-    prior_log_probs: Tensor  # [B, A]; -inf where the prior excludes an action
+    prior_log_probs: Tensor  # [B, A], need not be normalised; -inf where the prior excludes an action
+    action_mask: Tensor | None = None  # [B, A] bool, True where allowed, at least one per row; None: all are
 
 
 class Coefficients(NamedTuple):
@@ -53,7 +55,9 @@ def ppo_kl_categorical(
     normalize_advantage: bool = True,
 ) -> Outputs:
     """Return the loss and its statistics as means over rows of weight 1."""
-    x = Inputs(*(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in inputs))
+    x = inputs._replace(
+        **{k: t.float() for k, t in inputs._asdict().items() if t is not None and t.dtype in HALF_TYPES}
+    )
     c = coefficients
     count = x.weight.sum()
     rows = count.clamp(min=1)
@@ -67,7 +71,11 @@ def ppo_kl_categorical(
         std = ((centred.square() * x.weight).sum() / (count - 1).clamp(min=1)).sqrt()
         advantages = torch.where(count > 1, centred / (std + 1e-8), advantages)
 
-    log_probs = x.logits.log_softmax(dim=-1)  # [B, A]
+    # policy and prior are both restricted to the allowed actions and renormalised; the prior to the power of 1 / tau
+    logits, prior = x.logits, x.prior_log_probs / c.prior_temperature
+    if x.action_mask is not None:
+        logits, prior = (t.masked_fill(~x.action_mask, -torch.inf) for t in (logits, prior))
+    log_probs, prior = logits.log_softmax(dim=-1), prior.log_softmax(dim=-1)  # [B, A]
     log_prob = log_probs.gather(-1, x.actions[:, None]).squeeze(-1)
     log_ratio = log_prob - x.old_log_prob
     ratio = log_ratio.exp()
@@ -83,8 +91,6 @@ def ppo_kl_categorical(
     # 0 log 0 = 0, and so is its gradient: the -inf must not enter the product
     entropy = mean(-(probs * log_probs.masked_fill(probs == 0, 0.0)).sum(dim=-1))
 
-    # the prior to the power of 1 / temperature, renormalised
-    prior = (x.prior_log_probs / c.prior_temperature).log_softmax(dim=-1)
     left, right = (log_probs, prior) if kl_direction == "policy_prior" else (prior, log_probs)
     prior_kl = mean((left.exp() * (left - right).masked_fill(left.exp() == 0, 0.0)).sum(dim=-1))
 

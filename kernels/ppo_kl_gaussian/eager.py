@@ -1,6 +1,7 @@
 """The definition's gradients, by PyTorch's own autograd: what every fused implementation is compared with."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,21 +15,28 @@ class Grads(NamedTuple):
     values: Tensor  # [B]
 
 
+def gradients(
+    loss: Callable[..., Outputs], inputs: Inputs, coefficients: Coefficients, out: Grads | None, **options: Any
+) -> tuple[Outputs, Grads]:
+    """Return what `loss` returns, detached, and its gradients by autograd, written to `out` where it is given."""
+    leaves = [getattr(inputs, name).detach().requires_grad_() for name in Grads._fields]
+    with torch.enable_grad():
+        outputs = loss(inputs._replace(**dict(zip(Grads._fields, leaves, strict=True))), coefficients, **options)
+        grads = torch.autograd.grad(outputs.loss, leaves)
+    if out is not None:
+        for buffer, grad in zip(out, grads, strict=True):
+            buffer.copy_(grad)
+    return Outputs(*(t.detach() for t in outputs)), out or Grads(*grads)
+
+
 def loss_and_grads(
     inputs: Inputs,
     coefficients: Coefficients,
     *,
     kl_direction: Direction = "policy_prior",
     normalize_advantage: bool = True,
+    out: Grads | None = None,
 ) -> tuple[Outputs, Grads]:
-    """Return the outputs, detached, and d loss / d (mean, log_std, values)."""
-    leaves = [getattr(inputs, name).detach().requires_grad_() for name in Grads._fields]
-    with torch.enable_grad():
-        outputs = ppo_kl_gaussian(
-            inputs._replace(**dict(zip(Grads._fields, leaves, strict=True))),
-            coefficients,
-            kl_direction=kl_direction,
-            normalize_advantage=normalize_advantage,
-        )
-        grads = torch.autograd.grad(outputs.loss, leaves)
-    return Outputs(*(t.detach() for t in outputs)), Grads(*grads)
+    """Return the outputs, detached, and d loss / d (mean, log_std, values), written to `out` where it is given."""
+    options: dict[str, Any] = {"kl_direction": kl_direction, "normalize_advantage": normalize_advantage}
+    return gradients(ppo_kl_gaussian, inputs, coefficients, out, **options)

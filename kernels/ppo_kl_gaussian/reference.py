@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 Direction = Literal["policy_prior", "prior_policy"]
+HALF_TYPES = (torch.float16, torch.bfloat16)
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -57,7 +58,7 @@ def ppo_kl_gaussian(
     normalize_advantage: bool = True,
 ) -> Outputs:
     """Return the loss and its statistics as means over rows of weight 1."""
-    x = Inputs(*(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in inputs))
+    x = Inputs(*(t.float() if t.dtype in HALF_TYPES else t for t in inputs))
     c = coefficients
     count = x.weight.sum()
     rows = count.clamp(min=1)

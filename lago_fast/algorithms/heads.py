@@ -58,9 +58,7 @@ class GaussianHead:
 
     def prior_kl(self, outputs: tuple[Tensor, ...], prior: tuple[Tensor, ...], **options: Any) -> Tensor:
         """Return the exact KL [B] in nats."""
-        (mean, log_std), (prior_mean, prior_log_std) = outputs, prior
-        temperature = 0.5 * math.log(options.pop("prior_temperature"))
-        return ops.prior_kl_gaussian(mean, log_std, prior_mean, prior_log_std + temperature, **options)
+        return ops.prior_kl_gaussian(*outputs, *prior, **options)
 
     def loss_and_grads(
         self,
@@ -83,7 +81,7 @@ class GaussianHead:
             batch.weight,
             *batch.prior,
         )
-        return ops.ppo_kl_gaussian(inputs, ops.GaussianCoefficients(**coefficients), **options)
+        return ops.ppo_kl_gaussian_loss_and_grads(inputs, ops.GaussianCoefficients(**coefficients), **options)
 
 
 class CategoricalHead:
@@ -116,8 +114,7 @@ class CategoricalHead:
 
     def prior_kl(self, outputs: tuple[Tensor, ...], prior: tuple[Tensor, ...], **options: Any) -> Tensor:
         """Return the exact KL [B] in nats."""
-        tempered = (prior[0] / options.pop("prior_temperature")).log_softmax(dim=-1)
-        return ops.prior_kl_categorical(outputs[0].log_softmax(dim=-1), tempered, **options)
+        return ops.prior_kl_categorical(*outputs, *prior, **options)
 
     def loss_and_grads(
         self,
@@ -139,7 +136,7 @@ class CategoricalHead:
             batch.weight,
             *batch.prior,
         )
-        return ops.ppo_kl_categorical(inputs, ops.CategoricalCoefficients(**coefficients), **options)
+        return ops.ppo_kl_categorical_loss_and_grads(inputs, ops.CategoricalCoefficients(**coefficients), **options)
 
 
 def make_head(space: spaces.Space[Any]) -> GaussianHead | CategoricalHead:

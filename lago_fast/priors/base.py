@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from lago_fast import ops
 from lago_fast.errors import NonFiniteError, PriorMismatch, TrainablePrior
 
 Kind = Literal["gaussian", "categorical"]
@@ -68,26 +69,13 @@ class ActionPrior(Protocol):
         ...
 
 
-def gaussian_kl(mean_p: Tensor, log_std_p: Tensor, mean_q: Tensor, log_std_q: Tensor) -> Tensor:
-    """Return KL(p || q) [B] in nats between diagonal Gaussians; means [B, D], log stds [D] or [B, D]."""
-    variance_ratio = (2 * (log_std_p - log_std_q)).exp()
-    distance = ((mean_p - mean_q) * (-log_std_q).exp()).square()
-    return (0.5 * (variance_ratio + distance - 1) + log_std_q - log_std_p).sum(dim=-1)
-
-
-def categorical_kl(log_probs_p: Tensor, log_probs_q: Tensor) -> Tensor:
-    """Return KL(p || q) [B] in nats between normalised log-probabilities [B, A]; 0 log 0 counts as 0."""
-    probs = log_probs_p.exp()
-    return (probs * (log_probs_p - log_probs_q)).where(probs > 0, 0.0).sum(dim=-1)
-
-
 def prior_kl(p: PriorOutput, q: PriorOutput) -> Tensor:
-    """Return KL(p || q) [B] in nats between two answers of the same kind."""
+    """Return KL(p || q) [B] in nats between two answers of the same kind; differentiable by `p`."""
     if p.log_probs is not None and q.log_probs is not None:
-        return categorical_kl(p.log_probs, q.log_probs)
+        return ops.prior_kl_categorical(p.log_probs, q.log_probs)
     if p.mean is None or p.log_std is None or q.mean is None or q.log_std is None:
         raise PriorMismatch("p, q: one is categorical and the other Gaussian; compare priors of one kind")
-    return gaussian_kl(p.mean, p.log_std, q.mean, q.log_std)
+    return ops.prior_kl_gaussian(p.mean, p.log_std, q.mean, q.log_std)
 
 
 def check_frozen(prior: ActionPrior) -> None:

@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lago_fast import ops
 from lago_fast.errors import UnsupportedArgument
-from lago_fast.priors.base import Kind, PriorOutput, categorical_kl, gaussian_kl
+from lago_fast.priors.base import Kind, PriorOutput
 from lago_fast.priors.folder import check_choice
 
 Direction = Literal["exact_student", "student_exact"]
@@ -94,13 +95,13 @@ def distillation_kl(
 
     Where the exact mean lies on a bound, a student's mean beyond that bound is right once it is clamped.
     """
+    towards: ops.Direction = "prior_policy" if direction == "exact_student" else "policy_prior"
     if student.log_probs is not None and exact.log_probs is not None:
-        pair = (exact.log_probs, student.log_probs)
-        return categorical_kl(*(pair if direction == "exact_student" else pair[::-1]))
+        return ops.prior_kl_categorical(student.log_probs, exact.log_probs, kl_direction=towards)
     assert student.mean is not None
     assert student.log_std is not None
     assert exact.mean is not None
     assert exact.log_std is not None
     beyond = ((exact.mean >= high) & (student.mean > high)) | ((exact.mean <= low) & (student.mean < low))
-    p, q = (exact.mean, exact.log_std), (student.mean.where(~beyond, exact.mean), student.log_std)
-    return gaussian_kl(*p, *q) if direction == "exact_student" else gaussian_kl(*q, *p)
+    mean = student.mean.where(~beyond, exact.mean)
+    return ops.prior_kl_gaussian(mean, student.log_std, exact.mean, exact.log_std, kl_direction=towards)

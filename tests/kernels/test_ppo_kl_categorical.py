@@ -96,8 +96,10 @@ def test_gradcheck(direction, normalize):
 @pytest.mark.parametrize("rows", [1, 2, 7, 63])
 @pytest.mark.parametrize("actions", [2, 5, 40])
 def test_float32_gradients_against_float64(rows, actions):
-    truth, true_grads = ops.ppo_kl_categorical(random_inputs(rows, actions), coefficients(), impl="reference")
-    out, grads = ops.ppo_kl_categorical(
+    truth, true_grads = ops.ppo_kl_categorical_loss_and_grads(
+        random_inputs(rows, actions), coefficients(), impl="reference"
+    )
+    out, grads = ops.ppo_kl_categorical_loss_and_grads(
         random_inputs(rows, actions, torch.float32), coefficients(torch.float32), impl="reference"
     )
     for got, expected in zip((*out, *grads), (*truth, *true_grads), strict=True):
@@ -107,8 +109,10 @@ def test_float32_gradients_against_float64(rows, actions):
 def test_invalid_rows_change_nothing():
     x = random_inputs(rows=8)
     keep = x.weight > 0
-    a, a_grads = ops.ppo_kl_categorical(x, coefficients(), impl="reference")
-    b, b_grads = ops.ppo_kl_categorical(Inputs(*(t[keep] for t in x)), coefficients(), impl="reference")
+    a, a_grads = ops.ppo_kl_categorical_loss_and_grads(x, coefficients(), impl="reference")
+    b, b_grads = ops.ppo_kl_categorical_loss_and_grads(
+        Inputs(*(t[keep] for t in x[:-1])), coefficients(), impl="reference"
+    )
     for got, expected in zip(a, b, strict=True):
         torch.testing.assert_close(got, expected)
     torch.testing.assert_close(a_grads.logits[keep], b_grads.logits)
@@ -120,7 +124,7 @@ def test_an_action_the_policy_excludes_adds_nothing():
     x = random_inputs(actions=3)
     masked = x.logits.clone()
     masked[:, 2] = -torch.inf
-    out, grads = ops.ppo_kl_categorical(
+    out, grads = ops.ppo_kl_categorical_loss_and_grads(
         x._replace(logits=masked, actions=x.actions.clamp(max=1), old_log_prob=torch.zeros(7).double() - 1),
         coefficients(),
         impl="reference",

@@ -126,8 +126,8 @@ def test_gradcheck(direction, normalize):
 @pytest.mark.parametrize("rows", [1, 2, 7, 63])
 @pytest.mark.parametrize("dims", [1, 4, 17])
 def test_float32_gradients_against_float64(rows, dims):
-    truth, true_grads = ops.ppo_kl_gaussian(random_inputs(rows, dims), coefficients(), impl="reference")
-    out, grads = ops.ppo_kl_gaussian(
+    truth, true_grads = ops.ppo_kl_gaussian_loss_and_grads(random_inputs(rows, dims), coefficients(), impl="reference")
+    out, grads = ops.ppo_kl_gaussian_loss_and_grads(
         random_inputs(rows, dims, torch.float32), coefficients(torch.float32), impl="reference"
     )
     for got, expected in zip((*out, *grads), (*truth, *true_grads), strict=True):
@@ -138,8 +138,8 @@ def test_invalid_rows_change_nothing():
     x = random_inputs(rows=8)
     keep = x.weight > 0
     fewer = Inputs(*(t[keep] if t.shape[:1] == keep.shape else t for t in x))
-    a, a_grads = ops.ppo_kl_gaussian(x, coefficients(), impl="reference")
-    b, b_grads = ops.ppo_kl_gaussian(fewer, coefficients(), impl="reference")
+    a, a_grads = ops.ppo_kl_gaussian_loss_and_grads(x, coefficients(), impl="reference")
+    b, b_grads = ops.ppo_kl_gaussian_loss_and_grads(fewer, coefficients(), impl="reference")
     for got, expected in zip(a, b, strict=True):
         torch.testing.assert_close(got, expected)
     torch.testing.assert_close(a_grads.mean[keep], b_grads.mean)
@@ -150,7 +150,9 @@ def test_invalid_rows_change_nothing():
 
 def test_all_rows_invalid_is_zero_and_finite():
     x = random_inputs()
-    out, grads = ops.ppo_kl_gaussian(x._replace(weight=torch.zeros(7).double()), coefficients(), impl="reference")
+    out, grads = ops.ppo_kl_gaussian_loss_and_grads(
+        x._replace(weight=torch.zeros(7).double()), coefficients(), impl="reference"
+    )
     for tensor in (*out, *grads):
         assert torch.equal(tensor, torch.zeros_like(tensor))
 
@@ -158,7 +160,7 @@ def test_all_rows_invalid_is_zero_and_finite():
 def test_kl_coefficient_zero_ignores_the_prior():
     x = random_inputs()
     other = x._replace(prior_mean=x.prior_mean + 1)
-    a = ops.ppo_kl_gaussian(x, coefficients(kl_coef=0.0), impl="reference")[1]
-    b = ops.ppo_kl_gaussian(other, coefficients(kl_coef=0.0), impl="reference")[1]
+    a = ops.ppo_kl_gaussian_loss_and_grads(x, coefficients(kl_coef=0.0), impl="reference")[1]
+    b = ops.ppo_kl_gaussian_loss_and_grads(other, coefficients(kl_coef=0.0), impl="reference")[1]
     for got, expected in zip(a, b, strict=True):
         assert torch.equal(got, expected)

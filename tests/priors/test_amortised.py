@@ -15,7 +15,7 @@ from lago_fast.errors import (
     UnsupportedArgument,
 )
 from lago_fast.priors.amortised import AmortisedPrior
-from lago_fast.priors.base import ActionPrior, PriorOutput, check_frozen, gaussian_kl, prior_kl
+from lago_fast.priors.base import ActionPrior, PriorOutput, check_frozen, prior_kl
 from lago_fast.priors.finetune import fit_prior
 from lago_fast.priors.latent_action import LatentActionPrior
 from lago_fast.priors.memory import Memory
@@ -223,7 +223,7 @@ def test_beyond_the_box_a_clamped_mean_is_right():
     target = PriorOutput(mean=torch.tensor([[1.0], [1.0], [0.5]]), log_std=std)
     mean = torch.tensor([[3.0], [0.5], [3.0]], requires_grad=True)
     kl = distillation_kl(PriorOutput(mean=mean, log_std=std), target, low, high, "exact_student")
-    clamped = gaussian_kl(target.mean[:2], std[:2], mean[:2].clamp(-1, 1), std[:2])
+    clamped = 0.5 * (target.mean - mean.clamp(-1, 1))[:2].square().sum(dim=-1)  # of unit stds
     torch.testing.assert_close(kl[:2], clamped)
     kl.sum().backward()
     assert mean.grad.flatten().tolist() == pytest.approx([0.0, -0.5, 2.5])
