@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from lago_fast import ops
+from lago_fast.algorithms.flat_adam import FlatAdam
 from lago_fast.algorithms.heads import make_head
 from lago_fast.algorithms.kl_coefficient import KLCoefficient
 from lago_fast.algorithms.lanes import ArrayLane, Lane, Sb3Lane, array_lane_of, episode_info
@@ -153,8 +154,9 @@ class FastKLPPO(PPO):
             for op, impl in ((self._head.op, self.impl), ("gae", gae_impl))
         }
         if "optimizer_class" not in self.policy_kwargs and "optimizer_kwargs" not in self.policy_kwargs:
-            # Stable-Baselines3's Adam in one fused call per step
-            self.policy_kwargs = {**self.policy_kwargs, "optimizer_kwargs": {"eps": 1e-5, "fused": True}}
+            # Stable-Baselines3's Adam, in one call per step
+            own = {"optimizer_class": FlatAdam, "optimizer_kwargs": {"eps": 1e-5}}
+            self.policy_kwargs = {**self.policy_kwargs, **own}
         super()._setup_model()
         obs_dtype = torch.as_tensor(np.zeros(1, dtype=self.observation_space.dtype)).dtype
         self._buffer = RolloutBuffer(
@@ -340,12 +342,19 @@ class FastKLPPO(PPO):
                     break
                 self.policy.optimizer.zero_grad()
                 torch.autograd.backward([*outputs, values], list(grads))
-                torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+                self._clip_gradients(parameters)
                 self.policy.optimizer.step()
             self._n_updates += 1
             if stopped:
                 break
         self._record(torch.stack(statistics).cpu().numpy(), epoch_start, coefficients)
+
+    def _clip_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        optimizer = self.policy.optimizer
+        if isinstance(optimizer, FlatAdam):
+            optimizer.clip_grad_norm_(self.max_grad_norm)
+        else:
+            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
 
     def _coefficients(self) -> dict[str, float | None]:
         progress = self._current_progress_remaining
