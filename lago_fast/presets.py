@@ -63,12 +63,14 @@ class TrainSettings:
     n_steps: int = 128  # steps of each simulator between two updates
     batch_size: int = 256  # steps per gradient step
     n_epochs: int = 8  # passes over the collected steps per update
-    learning_rate: float = 3e-4  # learning rate of Adam
+    learning_rate: float = 6e-4  # learning rate of Adam
     log_std_init: float = -0.5  # log of the policy's first standard deviation
     ent_coef: float = 0.0  # weight of the entropy bonus
     net_arch: tuple[int, ...] = (64, 64)  # widths of the hidden layers of policy and value; Stable-Baselines3's default
     kl_coef: float = 0.3  # weight of the KL to the prior at the start
-    kl_coef_end: float = 0.0  # weight that it falls to, linearly in the steps
+    kl_coef_end: float = (
+        0.01  # weight that it falls to, linearly in the steps, and keeps: what PPO does not use, it forgets
+    )
     kl_coef_until: float = 0.5  # share of the steps after which --kl-coef-end is reached
     kl_direction: Literal["policy_prior", "prior_policy"] = "policy_prior"  # or prior_policy, KL(prior || policy)
     prior_mode: Literal["amortised", "exact"] = "amortised"  # ask the fast student, or the language model itself
@@ -82,7 +84,7 @@ class Experiment:
 
     arms: tuple[str, ...] = ("ppo", "lago")  # of ppo, lago, bc_ppo, lago_random_init
     seeds: tuple[int, ...] = (0, 1)  # one training run per arm and seed
-    eval_episodes: int = 50  # evaluation episodes per task and seed
+    eval_episodes: int = 100  # evaluation episodes per task and seed
     env: EnvSettings = field(default_factory=EnvSettings)
     demos: DemoSettings = field(default_factory=DemoSettings)
     prior: PriorSettings = field(default_factory=PriorSettings)
