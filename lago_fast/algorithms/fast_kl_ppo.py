@@ -15,7 +15,6 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer as SB3RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from lago_fast.algorithms.heads import make_head
 from lago_fast.algorithms.kl_coefficient import KLCoefficient
 from lago_fast.algorithms.lanes import ArrayLane, Lane, Sb3Lane, array_lane_of, episode_info
 from lago_fast.algorithms.prior_match import check_prior, match_env
+from lago_fast.algorithms.update_log import record_update
 from lago_fast.buffers import RolloutBuffer
 from lago_fast.errors import DeviceUnavailable, NonFiniteError, PriorMismatch, UnsupportedArgument
 from lago_fast.priors.base import ActionPrior
@@ -316,8 +316,9 @@ class FastKLPPO(PPO):
         buffer = self._buffer
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        parameters = list(self.policy.parameters())  # walking the modules costs as much as a backward pass
         if self.warm_start and self._n_updates == 0:
-            self._fit_to_prior(buffer)
+            self._fit_to_prior(parameters)
             return
         coefficients = self._coefficients()
         device_coefficients = ops.coefficients_on(self.device, **coefficients)
@@ -326,7 +327,6 @@ class FastKLPPO(PPO):
             "normalize_advantage": self.normalize_advantage,
             "impl": self.impls[self._head.op],
         }
-        parameters = list(self.policy.parameters())  # walking the modules costs as much as a backward pass
         statistics: list[Tensor] = []  # [7] each, read once at the end
         epoch_start, stopped = 0, False
         for epoch in range(self.n_epochs):
@@ -342,19 +342,28 @@ class FastKLPPO(PPO):
                     break
                 self.policy.optimizer.zero_grad()
                 torch.autograd.backward([*outputs, values], list(grads))
-                self._clip_gradients(parameters)
-                self.policy.optimizer.step()
+                self._optimize(parameters)
             self._n_updates += 1
             if stopped:
                 break
-        self._record(torch.stack(statistics).cpu().numpy(), epoch_start, coefficients)
+        rows = torch.stack(statistics).cpu().numpy()
+        prior_kl = record_update(self.logger, rows, epoch_start, coefficients, buffer)
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", torch.exp(self.policy.log_std).mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if self.prior is not None:
+            self.logger.record("train/prior_kl", prior_kl)
+            self.logger.record("train/kl_coef", self._kl_coefficient.value(self._current_progress_remaining))
+            self._kl_coefficient.observe(prior_kl)
 
-    def _clip_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+    def _optimize(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Clip the gradients and take a step."""
         optimizer = self.policy.optimizer
         if isinstance(optimizer, FlatAdam):
             optimizer.clip_grad_norm_(self.max_grad_norm)
         else:
             torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        optimizer.step()
 
     def _coefficients(self) -> dict[str, float | None]:
         progress = self._current_progress_remaining
@@ -368,48 +377,15 @@ class FastKLPPO(PPO):
             "prior_temperature": self.prior_temperature,
         }
 
-    def _record(self, statistics: np.ndarray, epoch_start: int, coefficients: dict[str, float | None]) -> None:
-        """Log under Stable-Baselines3's keys, and the prior's own; `statistics` is [updates, 7]."""
-        mean, last = statistics.mean(axis=0), statistics[-1]
-        loss, policy_loss, value_loss, entropy, prior_kl, _, clip_fraction = range(7)
-        if not np.isfinite(last).all():
-            raise NonFiniteError(
-                "loss: it became NaN or infinite; lower learning_rate or kl_coef, or scale the rewards"
-            )
-        buffer = self._buffer
-        record = self.logger.record
-        record("train/entropy_loss", -mean[entropy])
-        record("train/policy_gradient_loss", mean[policy_loss])
-        record("train/value_loss", mean[value_loss])
-        record("train/approx_kl", statistics[epoch_start:, 5].mean())  # of the last epoch, as there
-        record("train/clip_fraction", mean[clip_fraction])
-        record("train/loss", last[loss])
-        valid = buffer.valid.cpu().numpy()
-        record(
-            "train/explained_variance",
-            explained_variance(buffer.values.cpu().numpy()[valid], buffer.returns.cpu().numpy()[valid]),
-        )
-        if hasattr(self.policy, "log_std"):
-            record("train/std", torch.exp(self.policy.log_std).mean().item())
-        record("train/n_updates", self._n_updates, exclude="tensorboard")
-        record("train/clip_range", coefficients["clip_range"])
-        if coefficients["clip_range_vf"] is not None:
-            record("train/clip_range_vf", coefficients["clip_range_vf"])
-        if self.prior is not None:
-            record("train/prior_kl", mean[prior_kl])
-            record("train/kl_coef", self._kl_coefficient.value(self._current_progress_remaining))
-            self._kl_coefficient.observe(float(mean[prior_kl]))
-
-    def _fit_to_prior(self, buffer: RolloutBuffer) -> None:
+    def _fit_to_prior(self, parameters: list[torch.nn.Parameter]) -> None:
         """Fit the policy to the prior on the first rollout's states; the stored ratios are stale after it."""
         for _ in range(self.n_epochs):
-            for batch in buffer.get(self.batch_size):
+            for batch in self._buffer.get(self.batch_size):
                 outputs, _ = self._head.forward(self.policy, batch.observations)
                 kl = (self._prior_kl(outputs, batch.prior) * batch.weight).sum() / batch.weight.sum().clamp(min=1)
                 self.policy.optimizer.zero_grad()
                 kl.backward()
-                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-                self.policy.optimizer.step()
+                self._optimize(parameters)
             self._n_updates += 1
         self.logger.record("train/prior_kl", kl.item())
 
