@@ -28,6 +28,7 @@ from lago_fast.priors.base import (
     check_query,
     prior_kl,
 )
+from lago_fast.priors.chunks import answer_in_chunks
 from lago_fast.priors.latent_action import LatentActionPrior
 from lago_fast.priors.memory import Memory, pick_rows
 from lago_fast.priors.student import Student, StudentConfig, distillation_kl
@@ -113,7 +114,9 @@ class AmortisedPrior(nn.Module):
         check_query(self, state, instruction_id)
         if self.config.refresh and (not self.audited_rows or self.audit_kl_nats > self.config.refresh_kl):
             self._catch_up(state, instruction_id)
-        answer = self.exact.bounded(self(state, instruction_id))
+        answer = answer_in_chunks(
+            lambda s, i: self.exact.bounded(self(s, i)), state, instruction_id, self.exact.query_batch_size
+        )
         self._audit(state, instruction_id, answer)
         return answer
 

@@ -24,6 +24,7 @@ from lago_fast.priors import backbone as backbones
 from lago_fast.priors import folder as folders
 from lago_fast.priors.backbone import Backbone
 from lago_fast.priors.base import Kind, PriorOutput, check_query
+from lago_fast.priors.chunks import answer_in_chunks
 
 Form = Literal["pooled", "prompt"]
 Finetune = Literal["frozen", "lora", "full"]
@@ -163,9 +164,7 @@ class LatentActionPrior(nn.Module):
         """
         state, instruction_id = state.to(self.table.device), instruction_id.to(self.table.device)
         check_query(self, state, instruction_id)
-        chunks = zip(state.split(self.query_batch_size), instruction_id.split(self.query_batch_size), strict=True)
-        parts = [self.bounded(self(s, i)) for s, i in chunks]
-        return PriorOutput(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
+        return answer_in_chunks(lambda s, i: self.bounded(self(s, i)), state, instruction_id, self.query_batch_size)
 
     # the network
 

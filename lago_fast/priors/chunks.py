@@ -1,0 +1,49 @@
+"""A large query in chunks: on a CPU side by side on all cores, which are idle while a trainer waits for the answer.
+
+The chunks are the same whatever the number of cores, and so are the answers.
+Test: pytest tests/priors/test_chunks.py
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from lago_fast.priors.base import PriorOutput
+
+
+def answer_in_chunks(
+    ask: Callable[[Tensor, Tensor], PriorOutput], state: Tensor, instruction_id: Tensor, rows: int
+) -> PriorOutput:
+    """Return what `ask` answers, without gradients, put to it in chunks.
+
+    Args:
+        ask: from states [b, S] and instruction ids [b] to their distribution; must bear being called from threads.
+        state: [B, S].
+        instruction_id: [B].
+        rows: of a chunk, at most.
+    """
+    chunks = list(zip(state.split(rows), instruction_id.split(rows), strict=True))
+
+    @torch.no_grad()  # which is a setting of each thread
+    def one(chunk: tuple[Tensor, Tensor]) -> PriorOutput:
+        return ask(*chunk)
+
+    if len(chunks) == 1:
+        return one(chunks[0])
+    threads = _cores() // torch.get_num_threads() if state.device.type == "cpu" else 1
+    parts = list(map(one, chunks) if threads <= 1 else _threads(os.getpid(), threads).map(one, chunks))
+    return PriorOutput(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+@cache
+def _threads(process: int, threads: int) -> ThreadPoolExecutor:
+    del process  # a forked process has none of its parent's threads, and needs a pool of its own
+    return ThreadPoolExecutor(threads, thread_name_prefix="prior")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
