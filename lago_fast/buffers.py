@@ -4,8 +4,8 @@ Rows whose `valid` is False (the step after an end on the array lane) stay in pl
 Test: pytest tests/test_buffers.py
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +13,22 @@ from torch import Tensor
 
 from lago_fast import ops
 
+Observations = Tensor | dict[str, Tensor]  # a Dict observation space has one tensor per key
+
+
+def map_observations(function: Callable[[Any], Tensor], observations: Any) -> Observations:
+    """Return `function` of observations, key by key where they are a dictionary."""
+    if isinstance(observations, dict):
+        return {key: function(column) for key, column in observations.items()}
+    return function(observations)
+
+
+def _rows(observations: Observations, picked: Tensor) -> Observations:
+    return map_observations(lambda column: column.index_select(0, picked), observations)
+
 
 class RolloutBatch(NamedTuple):
-    observations: Tensor  # [B, ...]
+    observations: Observations  # [B, ...]
     actions: Tensor  # [B, D] or [B] int64
     old_values: Tensor  # [B]
     old_log_prob: Tensor  # [B]
@@ -31,11 +44,12 @@ class RolloutBuffer:
     Args:
         n_steps: T, steps per rollout.
         n_envs: N, environments.
-        obs_shape: shape of one observation.
-        obs_dtype: its dtype (uint8 images stay uint8).
-        action_shape: (D,) of a Box, () of a Discrete space.
+        one_observation: an array of the shape and dtype of one observation, or a dictionary of such (uint8 images
+            stay uint8).
+        action_shape: shape of one action: (D,) of a Box, () of a Discrete space.
+        action_dtype: of the actions.
         policy_widths: widths of what the policy outputs per state, stored for the KL as a reward:
-            (A,) for log-probabilities, (D, D) for mean and log std.
+            (A,) for log-probabilities, (D, D) for mean and log std, () without a prior's form.
         device: where every tensor lives.
     """
 
@@ -43,26 +57,49 @@ class RolloutBuffer:
         self,
         n_steps: int,
         n_envs: int,
-        obs_shape: tuple[int, ...],
-        obs_dtype: torch.dtype,
+        one_observation: np.ndarray | dict[str, np.ndarray],
         action_shape: tuple[int, ...],
+        action_dtype: torch.dtype,
         policy_widths: tuple[int, ...],
         device: torch.device,
     ) -> None:
         self.n_steps, self.n_envs, self.device = n_steps, n_envs, device
-        discrete = action_shape == ()
 
         def rows(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros((n_steps, n_envs, *shape), dtype=dtype, device=device)
 
-        self.observations = rows(*obs_shape, dtype=obs_dtype)
-        self.actions = rows(*action_shape, dtype=torch.int64 if discrete else torch.float32)
+        def stored(example: np.ndarray) -> Tensor:
+            dtype = torch.from_numpy(np.zeros(1, example.dtype)).dtype
+            return rows(*example.shape, dtype=torch.float32 if dtype == torch.float64 else dtype)
+
+        self.observations = map_observations(stored, one_observation)
+        self.actions = rows(*action_shape, dtype=action_dtype)
         self.rewards, self.values, self.next_values, self.log_probs = rows(), rows(), rows(), rows()
         self.terminated, self.truncated, self.valid = (rows(dtype=torch.bool) for _ in range(3))
         self.instruction_id = rows(dtype=torch.int64)
         self.policy_outputs = tuple(rows(width) for width in policy_widths)
         self.prior_outputs = tuple(rows(width) for width in policy_widths)
         self.advantages, self.returns = rows(), rows()
+
+    def store_observation(self, t: int, observation: Any) -> Observations:
+        """Store what the policy sees at step t, [N, ...] or a dictionary of such; return it as tensors."""
+        for column, array in self._pairs(observation):
+            column[t] = torch.from_numpy(array)
+        return map_observations(lambda column: column[t], self.observations)
+
+    def as_tensors(self, observation: Any) -> Observations:
+        """Return arrays of observations on the buffer's device, in the dtype that they are stored in."""
+        if isinstance(self.observations, dict):
+            return {k: self._like(observation[k], column) for k, column in self.observations.items()}
+        return self._like(observation, self.observations)
+
+    def _like(self, array: np.ndarray, column: Tensor) -> Tensor:
+        return torch.as_tensor(array, device=self.device, dtype=column.dtype)
+
+    def _pairs(self, observation: Any) -> list[tuple[Tensor, np.ndarray]]:
+        if isinstance(self.observations, dict):
+            return [(column, observation[key]) for key, column in self.observations.items()]
+        return [(self.observations, observation)]
 
     def bootstrap(self, last_values: Tensor, terminal_values: list[tuple[int, Tensor, Tensor]]) -> None:
         """Fill `next_values` from the stored values.
@@ -100,10 +137,10 @@ class RolloutBuffer:
         order = np.random.permutation(self.n_steps * self.n_envs)
         rows = torch.as_tensor((order % self.n_steps) * self.n_envs + order // self.n_steps, device=self.device)
         weight = self.valid.to(torch.float32)
+        observations = map_observations(lambda column: column.flatten(0, 1), self.observations)
         columns = [
             t.flatten(0, 1)
             for t in (
-                self.observations,
                 self.actions,
                 self.values,
                 self.log_probs,
@@ -115,7 +152,8 @@ class RolloutBuffer:
         ]
         for start in range(0, len(order), batch_size):
             picked = rows[start : start + batch_size]
-            obs, actions, values, log_prob, advantages, returns, rows_weight, *prior = (
+            obs = _rows(observations, picked)
+            actions, values, log_prob, advantages, returns, rows_weight, *prior = (
                 column.index_select(0, picked) for column in columns
             )
             yield RolloutBatch(obs, actions, values, log_prob, advantages, returns, rows_weight, tuple(prior))

@@ -23,6 +23,10 @@ from torch import Tensor
 
 from lago_fast.errors import ImplUnavailable
 from lago_fast.kernels.gae.reference import Outputs as GaeOutputs
+from lago_fast.kernels.ppo.reference import Coefficients as PPOCoefficients
+from lago_fast.kernels.ppo.reference import Grads as PPOGrads
+from lago_fast.kernels.ppo.reference import Inputs as PPOInputs
+from lago_fast.kernels.ppo.reference import Outputs as PPOOutputs
 from lago_fast.kernels.ppo_kl_categorical.autograd import differentiable as categorical_differentiable
 from lago_fast.kernels.ppo_kl_categorical.eager import Grads as CategoricalGrads
 from lago_fast.kernels.ppo_kl_categorical.reference import Coefficients as CategoricalCoefficients
@@ -58,6 +62,7 @@ IMPLEMENTATIONS = {
         "cpp": "gae.cpp_fused",
         "reference": "gae.reference",
     },
+    "ppo": {"reference": "ppo.reference"},
     "ppo_kl_categorical": {
         "reference": "ppo_kl_categorical.eager",
         "inductor": "ppo_kl_categorical.inductor",
@@ -267,6 +272,27 @@ def ppo_kl_categorical_loss_and_grads(
     return module.loss_and_grads(
         inputs, coefficients, kl_direction=kl_direction, normalize_advantage=normalize_advantage, out=out
     )
+
+
+def ppo_loss_and_grads(
+    inputs: PPOInputs, coefficients: PPOCoefficients, *, normalize_advantage: bool = True, impl: str = "auto"
+) -> tuple[PPOOutputs, PPOGrads]:
+    """Return PPO's loss without a prior, for any distribution, and its gradients.
+
+    Args:
+        inputs: shapes stand at the fields of `PPOInputs`; float32.
+        coefficients: 0-D float32 tensors on the inputs' device.
+        normalize_advantage: as in Stable-Baselines3, over rows of weight 1.
+        impl: see the module's docstring.
+
+    Returns:
+        The loss and its statistics (0-D, detached), and the gradients with respect to log_prob, entropy and values.
+
+    Raises:
+        ImplUnavailable: `impl` cannot run here.
+    """
+    module = resolve("ppo", inputs.values.device.type, impl)[1]
+    return module.loss_and_grads(inputs, coefficients, normalize_advantage=normalize_advantage)
 
 
 def prior_kl_gaussian(

@@ -7,7 +7,7 @@ from lago_fast.buffers import RolloutBuffer
 
 
 def filled(n_steps=5, n_envs=3):
-    buffer = RolloutBuffer(n_steps, n_envs, (2,), torch.float32, (1,), (1, 1), torch.device("cpu"))
+    buffer = RolloutBuffer(n_steps, n_envs, np.zeros(2), (1,), torch.float32, (1, 1), torch.device("cpu"))
     buffer.observations[:] = torch.arange(n_steps * n_envs * 2).reshape(n_steps, n_envs, 2).float()
     buffer.values[:] = torch.arange(n_steps * n_envs).reshape(n_steps, n_envs).float()
     buffer.valid[:] = True

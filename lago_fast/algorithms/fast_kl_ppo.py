@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lago_fast import ops
 from lago_fast.algorithms.flat_adam import FlatAdam
-from lago_fast.algorithms.heads import make_head
+from lago_fast.algorithms.heads import PolicysOwnHead, make_head
 from lago_fast.algorithms.kl_coefficient import KLCoefficient
 from lago_fast.algorithms.lanes import ArrayLane, Lane, Sb3Lane, array_lane_of, episode_info
 from lago_fast.algorithms.prior_match import check_prior, match_env
@@ -32,12 +32,20 @@ from lago_fast.priors.base import ActionPrior
 Schedule = Callable[[float], float]
 
 
+def example_of(space: spaces.Space[Any]) -> np.ndarray | dict[str, np.ndarray]:
+    """Return zeros of an observation's shape and dtype, key by key for a Dict."""
+    if isinstance(space, spaces.Dict):
+        return {key: np.zeros(part.shape or (), part.dtype) for key, part in space.items()}
+    return np.zeros(space.shape or (), space.dtype)
+
+
 class FastKLPPO(PPO):
     """PPO guided by a frozen action prior; without one, Stable-Baselines3's PPO.
 
     The positional arguments are Stable-Baselines3's, with its meanings and defaults. Refused by name:
-    `use_sde=True`, `rollout_buffer_class`, `rollout_buffer_kwargs`; Dict observations; action spaces
-    other than Box and Discrete.
+    `rollout_buffer_class` and `rollout_buffer_kwargs`; a prior where the policy has no closed KL to one (action
+    spaces other than Box and Discrete, `use_sde=True`, a policy class with a distribution of its own) or where the
+    observation is a dictionary.
 
     Args:
         prior: frozen prior (`lago_fast.priors.base.ActionPrior`), queried once per collected step.
@@ -97,8 +105,6 @@ class FastKLPPO(PPO):
         warm_start: bool = False,
         impl: str = "auto",
     ) -> None:
-        if use_sde or sde_sample_freq != -1:
-            raise UnsupportedArgument("use_sde, sde_sample_freq: gSDE has no exact KL here; use stable_baselines3.PPO")
         if rollout_buffer_class is not None or rollout_buffer_kwargs:
             raise UnsupportedArgument("rollout_buffer_class, rollout_buffer_kwargs: the buffer is part of this trainer")
         if kl_direction not in ("policy_prior", "prior_policy"):
@@ -132,6 +138,8 @@ class FastKLPPO(PPO):
             ent_coef,
             vf_coef,
             max_grad_norm,
+            use_sde,
+            sde_sample_freq,
             target_kl=target_kl,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
@@ -145,26 +153,23 @@ class FastKLPPO(PPO):
     # ---- setting up -------------------------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
-        if isinstance(self.observation_space, spaces.Dict):
-            raise UnsupportedArgument("env: Dict observations are not supported; flatten them (FlattenObservation)")
-        self._head = make_head(self.action_space)
-        gae_impl = self.impl if self.impl in ops.IMPLEMENTATIONS["gae"] else "auto"
-        self.impls = {
-            op: ops.resolve(op, self.device.type, impl)[0]
-            for op, impl in ((self._head.op, self.impl), ("gae", gae_impl))
-        }
         if "optimizer_class" not in self.policy_kwargs and "optimizer_kwargs" not in self.policy_kwargs:
             # Stable-Baselines3's Adam, in one call per step
             own = {"optimizer_class": FlatAdam, "optimizer_kwargs": {"eps": 1e-5}}
             self.policy_kwargs = {**self.policy_kwargs, **own}
         super()._setup_model()
-        obs_dtype = torch.as_tensor(np.zeros(1, dtype=self.observation_space.dtype)).dtype
+        self._head = make_head(self.policy)
+        gae_impl = self.impl if self.impl in ops.IMPLEMENTATIONS["gae"] else "auto"
+        self.impls = {
+            op: ops.resolve(op, self.device.type, impl)[0]
+            for op, impl in ((self._head.op, self.impl), ("gae", gae_impl))
+        }
         self._buffer = RolloutBuffer(
             self.n_steps,
             self.n_envs,
-            self.observation_space.shape or (),
-            torch.float32 if obs_dtype == torch.float64 else obs_dtype,
+            example_of(self.observation_space),
             self._head.action_shape,
+            torch.int64 if isinstance(self.action_space, spaces.Discrete) else torch.float32,
             self._head.widths,
             self.device,
         )
@@ -178,6 +183,13 @@ class FastKLPPO(PPO):
         Raises:
             TrainablePrior, PriorMismatch, UnsupportedArgument: see the class.
         """
+        if isinstance(self._head, PolicysOwnHead):
+            raise UnsupportedArgument(
+                f"prior: {type(self.policy.action_dist).__name__} of {type(self.policy).__name__} has no closed KL to "
+                "one; use a Box or Discrete action space without use_sde, or pass prior=None"
+            )
+        if isinstance(self.observation_space, spaces.Dict):
+            raise UnsupportedArgument("prior: it reads one vector of states, the env has a Dict; flatten it")
         check_prior(prior, self._head, self.prior_digest)
         if self.env is not None:
             self._prior_ids = match_env(prior, self.env).to(self.device)
@@ -211,14 +223,15 @@ class FastKLPPO(PPO):
         if rollout_buffer is not self.rollout_buffer or n_rollout_steps != self.n_steps or env is not self.env:
             raise UnsupportedArgument("env, rollout_buffer, n_rollout_steps: only the model's own can be collected")
         self.policy.set_training_mode(False)
+        if self.use_sde:
+            self.policy.reset_noise(self.n_envs)
         callback.on_rollout_start()
         terminal_values: list[tuple[int, Tensor, Tensor]] = []
         for t in range(n_rollout_steps):
+            if self.use_sde and self.sde_sample_freq > 0 and t % self.sde_sample_freq == 0:
+                self.policy.reset_noise(self.n_envs)
             actions = self._act(buffer, t)
-            if isinstance(self.action_space, spaces.Box):
-                # the policy is an unbounded Gaussian; the env gets its samples inside the box
-                actions = np.clip(actions, self.action_space.low, self.action_space.high)
-            step = self._lane.step(actions)
+            step = self._lane.step(self._bounded(actions))
             self.num_timesteps += int(step.valid.sum())
             infos, episodes, dones, rewards = (
                 step.infos,
@@ -245,8 +258,10 @@ class FastKLPPO(PPO):
                 terminal_values.append((t, envs, self._values(step.last_observation)))
             self._last_obs, self._instruction_id = step.observation, step.instruction_id
             self._last_episode_starts = dones
-        buffer.bootstrap(self._values(self._last_obs), terminal_values)  # type: ignore[arg-type]
-        self._check_finite(buffer.observations, "observation")
+        buffer.bootstrap(self._values(self._last_obs), terminal_values)
+        seen = buffer.observations
+        for column in seen.values() if isinstance(seen, dict) else (seen,):
+            self._check_finite(column, "observation")
         self._check_finite(buffer.rewards, "reward")
         if self.prior is not None:
             self._query_prior(self.prior)
@@ -258,25 +273,33 @@ class FastKLPPO(PPO):
     @torch.no_grad()
     def _act(self, buffer: RolloutBuffer, t: int) -> np.ndarray:
         """Store what the policy sees, says and chooses at step t; return the actions, not clipped."""
-        buffer.observations[t] = torch.from_numpy(self._last_obs)
         buffer.instruction_id[t] = torch.from_numpy(self._instruction_id)
-        outputs, buffer.values[t] = self._head.forward(self.policy, buffer.observations[t])
-        actions, buffer.log_probs[t] = self._head.sample(outputs)
-        buffer.actions[t] = actions
-        for column, output in zip(buffer.policy_outputs, outputs, strict=True):
+        acted = self._head.act(self.policy, buffer.store_observation(t, self._last_obs))
+        buffer.actions[t], buffer.values[t], buffer.log_probs[t] = acted.actions, acted.values, acted.log_prob
+        for column, output in zip(buffer.policy_outputs, acted.outputs, strict=True):
             column[t] = output
-        return actions.cpu().numpy().reshape(self.n_envs, *self.action_space.shape)  # type: ignore[misc]
+        return acted.actions.cpu().numpy().reshape(self.n_envs, *self.action_space.shape)  # type: ignore[misc]
+
+    def _bounded(self, actions: np.ndarray) -> np.ndarray:
+        """Return the actions as the env takes them."""
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        if self.policy.squash_output:
+            return self.policy.unscale_action(actions)
+        # the policy is an unbounded Gaussian; the env gets its samples inside the box
+        return np.clip(actions, self.action_space.low, self.action_space.high)
 
     @torch.no_grad()
-    def _values(self, observations: np.ndarray) -> Tensor:
-        tensor = torch.as_tensor(observations, device=self.device, dtype=self._buffer.observations.dtype)
-        return self.policy.predict_values(tensor).flatten()
+    def _values(self, observations: Any) -> Tensor:
+        return self.policy.predict_values(self._buffer.as_tensors(observations)).flatten()
 
     def _query_prior(self, prior: ActionPrior) -> None:
         """Ask the prior once about every collected step; with kl_placement="reward", charge its KL."""
         buffer = self._buffer
+        assert isinstance(buffer.observations, Tensor)
         states = buffer.observations.flatten(0, 1).flatten(1)[:, : prior.state_dim]
         answer = prior.query(states, self._prior_ids[buffer.instruction_id.flatten()])
+        assert not isinstance(self._head, PolicysOwnHead)
         for column, output in zip(buffer.prior_outputs, self._head.prior_outputs(answer), strict=True):
             column.copy_(output.reshape(column.shape))
         if torch.isnan(torch.stack([column.sum() for column in buffer.prior_outputs])).any():
@@ -293,14 +316,14 @@ class FastKLPPO(PPO):
             )
 
     def _prior_kl(self, outputs: tuple[Tensor, ...], prior: tuple[Tensor, ...]) -> Tensor:
+        assert not isinstance(self._head, PolicysOwnHead)
         return self._head.prior_kl(
             outputs, prior, kl_direction=self.kl_direction, prior_temperature=self.prior_temperature
         )
 
     def _check_finite(self, column: Tensor, name: str) -> None:
-        bad = ~torch.isfinite(column)
-        if column.is_floating_point() and bad.any():
-            t, env = bad.nonzero()[0, :2].tolist()
+        if column.is_floating_point() and not torch.isfinite(column).all():
+            t, env = (~torch.isfinite(column)).nonzero()[0, :2].tolist()
             raise NonFiniteError(
                 f"env: {name} of env {env} at step {t} of this rollout is NaN or infinite; mend the env"
             )
@@ -322,7 +345,7 @@ class FastKLPPO(PPO):
             return
         coefficients = self._coefficients()
         device_coefficients = ops.coefficients_on(self.device, **coefficients)
-        options = {
+        options: dict[str, Any] = {
             "kl_direction": self.kl_direction,
             "normalize_advantage": self.normalize_advantage,
             "impl": self.impls[self._head.op],
@@ -332,7 +355,7 @@ class FastKLPPO(PPO):
         for epoch in range(self.n_epochs):
             epoch_start = len(statistics)
             for batch in buffer.get(self.batch_size):
-                outputs, values = self._head.forward(self.policy, batch.observations)
+                outputs, values = self._head.evaluate(self.policy, batch)
                 row, grads = self._head.loss_and_grads(outputs, values, batch, device_coefficients, **options)
                 statistics.append(torch.stack(row))
                 if self.target_kl is not None and row.approx_kl > 1.5 * self.target_kl:
@@ -381,7 +404,7 @@ class FastKLPPO(PPO):
         """Fit the policy to the prior on the first rollout's states; the stored ratios are stale after it."""
         for _ in range(self.n_epochs):
             for batch in self._buffer.get(self.batch_size):
-                outputs, _ = self._head.forward(self.policy, batch.observations)
+                outputs, _ = self._head.evaluate(self.policy, batch)
                 kl = (self._prior_kl(outputs, batch.prior) * batch.weight).sum() / batch.weight.sum().clamp(min=1)
                 self.policy.optimizer.zero_grad()
                 kl.backward()

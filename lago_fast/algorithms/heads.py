@@ -1,24 +1,36 @@
-"""What differs between a Gaussian and a categorical policy, and nothing else: one class each.
+"""What differs between policies, and nothing else: one class for each kind of distribution.
 
-A head turns a Stable-Baselines3 actor-critic into plain tensors, samples, and calls its loss op.
+A head turns a Stable-Baselines3 actor-critic into plain tensors, samples, and calls its loss op. Gaussian and
+categorical policies have a closed KL to a prior; all others go through the policy's own methods, without a prior.
 Test: pytest tests/algorithms/test_heads.py
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from lago_fast import ops
-from lago_fast.buffers import RolloutBatch
-from lago_fast.errors import PriorMismatch, UnsupportedArgument
+from lago_fast.buffers import Observations, RolloutBatch
+from lago_fast.errors import PriorMismatch
 from lago_fast.priors.base import PriorOutput
 
+# a subclass that replaces one of these decides itself what its actions and values are
+POLICY_METHODS = ("forward", "evaluate_actions", "extract_features", "predict_values", "_get_action_dist_from_latent")
 
-def latents(policy: ActorCriticPolicy, observations: Tensor) -> tuple[Tensor, Tensor]:
+
+class Acted(NamedTuple):
+    actions: Tensor  # [B, ...], not clipped
+    values: Tensor  # [B]
+    log_prob: Tensor  # [B]
+    outputs: tuple[Tensor, ...]  # what is stored for a KL as a reward
+
+
+def latents(policy: ActorCriticPolicy, observations: Observations) -> tuple[Tensor, Tensor]:
     """Return the actor's and the critic's last hidden layers, [B, H] each."""
     features: Any = policy.extract_features(observations)
     if policy.share_features_extractor:
@@ -37,11 +49,21 @@ class GaussianHead:
         self.action_shape: tuple[int, ...] = (self.action_dim,)
         self.widths = (self.action_dim, self.action_dim)
 
-    def forward(self, policy: ActorCriticPolicy, observations: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    def forward(self, policy: ActorCriticPolicy, observations: Observations) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return (mean [B, D], log_std [D]) and values [B]."""
         latent_pi, latent_vf = latents(policy, observations)
         outputs = (policy.action_net(latent_pi), policy.log_std)
         return outputs, policy.value_net(latent_vf).flatten()
+
+    def act(self, policy: ActorCriticPolicy, observations: Observations) -> Acted:
+        """Sample actions."""
+        outputs, values = self.forward(policy, observations)
+        actions, log_prob = self.sample(outputs)
+        return Acted(actions, values, log_prob, outputs)
+
+    def evaluate(self, policy: ActorCriticPolicy, batch: RolloutBatch) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return what the loss op differentiates by, and values [B]."""
+        return self.forward(policy, batch.observations)
 
     def sample(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Return actions [B, D], not clipped, and their log-probabilities [B]."""
@@ -95,10 +117,20 @@ class CategoricalHead:
         self.action_shape: tuple[int, ...] = ()
         self.widths = (self.action_dim,)
 
-    def forward(self, policy: ActorCriticPolicy, observations: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    def forward(self, policy: ActorCriticPolicy, observations: Observations) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return (logits [B, A],) and values [B]."""
         latent_pi, latent_vf = latents(policy, observations)
         return (policy.action_net(latent_pi),), policy.value_net(latent_vf).flatten()
+
+    def act(self, policy: ActorCriticPolicy, observations: Observations) -> Acted:
+        """Sample actions."""
+        outputs, values = self.forward(policy, observations)
+        actions, log_prob = self.sample(outputs)
+        return Acted(actions, values, log_prob, outputs)
+
+    def evaluate(self, policy: ActorCriticPolicy, batch: RolloutBatch) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return what the loss op differentiates by, and values [B]."""
+        return self.forward(policy, batch.observations)
 
     def sample(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Return actions [B] and their log-probabilities [B]."""
@@ -139,17 +171,64 @@ class CategoricalHead:
         return ops.ppo_kl_categorical_loss_and_grads(inputs, ops.CategoricalCoefficients(**coefficients), **options)
 
 
-def make_head(space: spaces.Space[Any]) -> GaussianHead | CategoricalHead:
-    """Return the head of an action space.
+class PolicysOwnHead:
+    """Any distribution that the policy can sample and evaluate by itself; it has no KL to a prior."""
 
-    Raises:
-        UnsupportedArgument: the space has no loss op.
-    """
-    if isinstance(space, spaces.Box):
-        return GaussianHead(space)
-    if isinstance(space, spaces.Discrete):
-        return CategoricalHead(space)
-    raise UnsupportedArgument(
-        f"env: action space {type(space).__name__} has no loss op; Box and Discrete have. "
-        "Use stable_baselines3.PPO for it, or flatten it to Discrete."
-    )
+    op = "ppo"
+    kind = "other"
+    widths: tuple[int, ...] = ()
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        self.action_shape: tuple[int, ...] = space.shape or ()
+        self.action_dim = math.prod(self.action_shape)
+
+    def act(self, policy: ActorCriticPolicy, observations: Observations) -> Acted:
+        """Sample actions."""
+        actions, values, log_prob = policy(observations)
+        return Acted(actions, values.flatten(), log_prob, ())
+
+    def evaluate(self, policy: ActorCriticPolicy, batch: RolloutBatch) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return (log-probabilities [B], entropy [B]) of the stored actions, and values [B]."""
+        values, log_prob, entropy = policy.evaluate_actions(batch.observations, batch.actions)
+        # without a closed form the entropy is estimated from the actions taken, as in Stable-Baselines3
+        return (log_prob, -log_prob if entropy is None else entropy), values.flatten()
+
+    def loss_and_grads(
+        self,
+        outputs: tuple[Tensor, ...],
+        values: Tensor,
+        batch: RolloutBatch,
+        coefficients: dict[str, Any],
+        *,
+        normalize_advantage: bool,
+        impl: str,
+        **of_the_prior: Any,
+    ) -> tuple[ops.PPOOutputs, ops.PPOGrads]:
+        """Return the op's statistics and its gradients for (log_prob, entropy, values)."""
+        del of_the_prior  # there is none
+        inputs = ops.PPOInputs(
+            outputs[0].detach(),
+            outputs[1].detach(),
+            values.detach(),
+            batch.old_log_prob,
+            batch.advantages,
+            batch.returns,
+            batch.old_values,
+            batch.weight,
+        )
+        chosen = ops.PPOCoefficients(**{name: coefficients[name] for name in ops.PPOCoefficients._fields})
+        return ops.ppo_loss_and_grads(inputs, chosen, normalize_advantage=normalize_advantage, impl=impl)
+
+
+Head = GaussianHead | CategoricalHead | PolicysOwnHead
+
+
+def make_head(policy: ActorCriticPolicy) -> Head:
+    """Return the head of a policy."""
+    space, own = policy.action_space, type(policy)
+    if all(getattr(own, name) is getattr(ActorCriticPolicy, name) for name in POLICY_METHODS):
+        if isinstance(space, spaces.Box) and type(policy.action_dist) is DiagGaussianDistribution:
+            return GaussianHead(space)
+        if isinstance(space, spaces.Discrete) and type(policy.action_dist) is CategoricalDistribution:
+            return CategoricalHead(space)
+    return PolicysOwnHead(space)

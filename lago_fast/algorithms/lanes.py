@@ -20,14 +20,14 @@ class Episode(NamedTuple):
 
 
 class LaneStep(NamedTuple):
-    observation: np.ndarray  # [N, ...]
+    observation: Any  # [N, ...], or a dictionary of such
     reward: np.ndarray  # [N] float32
     terminated: np.ndarray  # [N] bool
     truncated: np.ndarray  # [N] bool
     valid: np.ndarray  # [N] bool
     instruction_id: np.ndarray  # [N] int64, of the returned observation
     replaced: np.ndarray  # [k] env indices whose true last observation stands in `last_observation`
-    last_observation: np.ndarray  # [k, ...]
+    last_observation: Any  # [k, ...], or a dictionary of such
     episodes: list[Episode]  # that ended with this step
     infos: list[dict[str, Any]]  # Stable-Baselines3's; empty on the array lane
 
@@ -112,17 +112,24 @@ class Sb3Lane:
             if "episode" in info
         ]
         return LaneStep(
-            np.asarray(observation),
+            observation,
             reward,
             done & ~truncated,
             truncated,
             np.ones(len(done), dtype=bool),
             self._read_ids(infos),
             np.array(replaced, dtype=np.int64),
-            np.array([infos[i]["terminal_observation"] for i in replaced]),
+            _stacked([infos[i]["terminal_observation"] for i in replaced]),
             episodes,
             infos,
         )
+
+
+def _stacked(observations: list[Any]) -> Any:
+    """Return observations as one array [k, ...], or as a dictionary of such."""
+    if observations and isinstance(observations[0], dict):
+        return {key: np.stack([o[key] for o in observations]) for key in observations[0]}
+    return np.array(observations)
 
 
 def array_lane_of(env: VecEnv) -> Any | None:

@@ -3,7 +3,6 @@
 import json
 import zipfile
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -163,7 +162,6 @@ def test_normalised_observations_never_reach_a_prior():
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        ({"use_sde": True}, "use_sde"),
         ({"rollout_buffer_kwargs": {"a": 1}}, "rollout_buffer_kwargs"),
         ({"kl_direction": "reverse"}, "kl_direction"),
         ({"kl_placement": "advantage"}, "kl_placement"),
@@ -178,19 +176,6 @@ def test_normalised_observations_never_reach_a_prior():
 def test_what_cannot_be_honoured_is_refused_by_name(arguments, names):
     with pytest.raises(errors.UnsupportedArgument, match=names):
         FastKLPPO("MlpPolicy", point_env(), **SMALL, **arguments)
-
-
-def test_spaces_without_a_loss_op_are_refused():
-    class Many(PointEnv):
-        action_space = gym.spaces.MultiDiscrete([2, 2])
-
-    class Mapping(PointEnv):
-        observation_space = gym.spaces.Dict({"x": PointEnv.observation_space})
-
-    with pytest.raises(errors.UnsupportedArgument, match="MultiDiscrete"):
-        FastKLPPO("MlpPolicy", make_vec_env(Many, n_envs=2), **SMALL)
-    with pytest.raises(errors.UnsupportedArgument, match="Dict"):
-        FastKLPPO("MultiInputPolicy", make_vec_env(Mapping, n_envs=2), **SMALL)
 
 
 def test_impl_is_refused_by_name_or_used():

@@ -6,8 +6,8 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from lago_fast.algorithms.heads import make_head
-from lago_fast.errors import PriorMismatch, UnsupportedArgument
+from lago_fast.algorithms.heads import GaussianHead, PolicysOwnHead, make_head
+from lago_fast.errors import PriorMismatch
 from lago_fast.priors.base import PriorOutput
 
 OBS = spaces.Box(-1, 1, (3,), np.float32)
@@ -21,7 +21,8 @@ def policy(space, **options):
 @pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(5)])
 @pytest.mark.parametrize("share", [True, False])
 def test_log_probs_and_values_are_those_of_the_policy(space, share):
-    actor_critic, head = policy(space, share_features_extractor=share), make_head(space)
+    actor_critic = policy(space, share_features_extractor=share)
+    head = make_head(actor_critic)
     obs = torch.randn(64, 3)
     with torch.no_grad():
         outputs, values = head.forward(actor_critic, obs)
@@ -32,7 +33,7 @@ def test_log_probs_and_values_are_those_of_the_policy(space, share):
 
 
 def test_gaussian_samples_have_the_std():
-    head = make_head(spaces.Box(-1, 1, (2,), np.float32))
+    head = make_head(policy(spaces.Box(-1, 1, (2,), np.float32)))
     torch.manual_seed(0)
     actions, _ = head.sample((torch.ones(20_000, 2), torch.tensor([-1.0, 0.0])))
     torch.testing.assert_close(actions.std(0), torch.tensor([-1.0, 0.0]).exp(), rtol=0.03, atol=0)
@@ -40,13 +41,33 @@ def test_gaussian_samples_have_the_std():
 
 
 def test_an_answer_of_the_other_kind_is_refused():
-    gaussian, categorical = make_head(spaces.Box(-1, 1, (2,), np.float32)), make_head(spaces.Discrete(2))
+    gaussian, categorical = (make_head(policy(s)) for s in (spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(2)))
     with pytest.raises(PriorMismatch, match="mean"):
         gaussian.prior_outputs(PriorOutput(log_probs=torch.zeros(1, 2)))
     with pytest.raises(PriorMismatch, match="log_probs"):
         categorical.prior_outputs(PriorOutput(mean=torch.zeros(1, 2), log_std=torch.zeros(1, 2)))
 
 
-def test_other_spaces_are_refused():
-    with pytest.raises(UnsupportedArgument, match="MultiBinary"):
-        make_head(spaces.MultiBinary(3))
+@pytest.mark.parametrize("space", [spaces.MultiBinary(3), spaces.MultiDiscrete([2, 3])])
+def test_a_policy_without_a_closed_kl_speaks_for_itself(space):
+    actor_critic = policy(space)
+    head = make_head(actor_critic)
+    assert isinstance(head, PolicysOwnHead)
+    with torch.no_grad():
+        acted = head.act(actor_critic, torch.randn(6, 3))
+    assert acted.actions.shape == (6, *space.shape)
+    assert acted.values.shape == acted.log_prob.shape == (6,)
+
+
+class Scaled(ActorCriticPolicy):
+    """A policy class whose own method decides what is done."""
+
+    def forward(self, obs, deterministic=False):
+        return super().forward(2 * obs, deterministic)
+
+
+def test_an_overridden_policy_is_not_passed_over():
+    space = spaces.Box(-1, 1, (2,), np.float32)
+    assert isinstance(make_head(policy(space)), GaussianHead)
+    assert isinstance(make_head(policy(space, use_sde=True)), PolicysOwnHead)
+    assert isinstance(make_head(Scaled(OBS, space, lambda _: 1e-3)), PolicysOwnHead)
