@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer as SB3RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -20,9 +21,10 @@ from torch import Tensor
 
 from lago_fast import ops
 from lago_fast.algorithms.flat_adam import FlatAdam
+from lago_fast.algorithms.gymnasium_vector import GymnasiumVecEnv
 from lago_fast.algorithms.heads import PolicysOwnHead, make_head
 from lago_fast.algorithms.kl_coefficient import KLCoefficient
-from lago_fast.algorithms.lanes import ArrayLane, Lane, Sb3Lane, array_lane_of, episode_info
+from lago_fast.algorithms.lanes import episode_info, lane_of
 from lago_fast.algorithms.prior_match import check_prior, match_env
 from lago_fast.algorithms.update_log import record_update
 from lago_fast.buffers import RolloutBuffer
@@ -152,6 +154,12 @@ class FastKLPPO(PPO):
 
     # ---- setting up -------------------------------------------------------------------------------------------
 
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        if isinstance(env, VectorEnv):
+            env = GymnasiumVecEnv(env)
+        return PPO._wrap_env(env, verbose, monitor_wrapper)
+
     def _setup_model(self) -> None:
         if "optimizer_class" not in self.policy_kwargs and "optimizer_kwargs" not in self.policy_kwargs:
             # Stable-Baselines3's Adam, in one call per step
@@ -204,8 +212,7 @@ class FastKLPPO(PPO):
         result = super()._setup_learn(*args, **kwargs)
         if fresh_env:
             assert self.env is not None
-            array_lane = array_lane_of(self.env)
-            self._lane: Lane = Sb3Lane(self.env) if array_lane is None else ArrayLane(array_lane)
+            self._lane = lane_of(self.env)
             self._instruction_id = self._lane.begin()
         return result
 

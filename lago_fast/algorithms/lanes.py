@@ -138,6 +138,15 @@ def array_lane_of(env: VecEnv) -> Any | None:
     return None if isinstance(env, VecEnvWrapper) else getattr(env, "array_lane", None)
 
 
+def lane_of(env: VecEnv) -> Lane:
+    """Return the fastest lane by which a vector env can be stepped."""
+    array_lane = array_lane_of(env)
+    if array_lane is not None:
+        return ArrayLane(array_lane)
+    next_step_lane = None if isinstance(env, VecEnvWrapper) else getattr(env, "next_step_lane", None)
+    return Sb3Lane(env) if next_step_lane is None else next_step_lane
+
+
 def episode_info(episode: Episode, start_time: float) -> dict[str, float]:
     """Return an episode as Stable-Baselines3's Monitor reports it."""
     return {"r": episode.total_reward, "l": episode.length, "t": time.time() - start_time}
