@@ -247,8 +247,9 @@ def _from_hub(name: str, revision: str, *, weights: bool) -> tuple[Path | None, 
         return None, "HF_HUB_OFFLINE is set and the cache does not have it"
     try:
         # one bounded call first: a download without an answer from the hub would retry for minutes
-        commit = HfApi().model_info(name, revision=revision or None, timeout=HUB_TIMEOUT_S).sha
-        return Path(snapshot_download(name, revision=commit, allow_patterns=wanted)), ""
+        HfApi().model_info(name, revision=revision or None, timeout=HUB_TIMEOUT_S)
+        # by the name that was asked for, under which the cache finds it again without a network
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted)), ""
     except network_errors as error:
         return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
 
