@@ -14,7 +14,7 @@ NATIVE := $(shell find csrc kernels -name '*.cc' -o -name '*.h' -o -name '*.inc'
 CXX_FILES := $(filter-out %.cu,$(NATIVE))
 LINTED := lago_fast kernels tests $(wildcard bench)
 
-.PHONY: help install demo test lint format type wheel bench asan
+.PHONY: help install demo test lint format type wheel bench asan fuzz
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -57,6 +57,9 @@ asan: .venv/.installed  ## the kernels' tests with the native code under Address
 	  > "$$(echo build/asan/venv/lib/python3*/site-packages)/dependencies.pth"
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 build/asan/venv/bin/python -P -m pytest tests/kernels
+
+fuzz: .venv/.installed  ## a hundred thousand damaged files for each loader
+	$(BIN)/python -m pytest tests -k mutated --mutations 100000
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

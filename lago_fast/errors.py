@@ -51,3 +51,23 @@ class UnsupportedArgument(LagoError, ValueError):
 
 class MissingExtra(LagoError, ImportError):
     """An optional dependency that is not installed; the message names the extra that brings it."""
+
+
+class CacheMismatch(LagoError, ValueError):
+    """A cache file written for another prior, row format or resolution."""
+
+
+class CacheCorrupt(LagoError, ValueError):
+    """A cache file that was truncated or altered, or is none."""
+
+
+class CacheFull(LagoError, OSError):
+    """A cache file that cannot grow; what was committed before stays readable."""
+
+
+class UntrustedPickle(LagoError, ValueError):
+    """A pickled entry of a model file that names something outside of the written list; nothing of it was run."""
+
+
+class CorruptFile(LagoError, ValueError):
+    """A file that is truncated, altered, or larger than what it can honestly hold."""

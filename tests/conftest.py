@@ -1,5 +1,6 @@
 """What every test shares: one torch thread, fixed seeds, and the skip of what needs a GPU."""
 
+import os
 import random
 
 import numpy as np
@@ -8,6 +9,11 @@ import torch
 
 # More threads than cores make small tensors slower; the suite's own parallelism is the machine's.
 torch.set_num_threads(1)
+
+# Triton's kernels run on CPU tensors by its interpreter. It is chosen when triton is first imported, which also
+# torch.compile does, in any room: hence here.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,3 +32,8 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - Stable-Baselines3 draws from numpy's global generator
     torch.manual_seed(0)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the fuzzing verbs of the Makefile ask for more than the suite does."""
+    parser.addoption("--mutations", type=int, default=300, help="damaged files per loader")

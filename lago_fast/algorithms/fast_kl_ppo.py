@@ -23,9 +23,10 @@ from lago_fast import ops
 from lago_fast.algorithms.flat_adam import FlatAdam
 from lago_fast.algorithms.gymnasium_vector import GymnasiumVecEnv
 from lago_fast.algorithms.heads import PolicysOwnHead, make_head
-from lago_fast.algorithms.kl_coefficient import KLCoefficient
+from lago_fast.algorithms.kl_coefficient import AUTO_START, KLCoefficient
 from lago_fast.algorithms.lanes import episode_info, lane_of
 from lago_fast.algorithms.prior_match import check_prior, match_env
+from lago_fast.algorithms.safe_load import safe_objects
 from lago_fast.algorithms.update_log import record_update
 from lago_fast.buffers import RolloutBuffer
 from lago_fast.errors import DeviceUnavailable, NonFiniteError, PriorMismatch, UnsupportedArgument
@@ -124,6 +125,7 @@ class FastKLPPO(PPO):
         self.prior_temperature, self.warm_start, self.impl = prior_temperature, warm_start, impl
         self.prior = prior
         self.prior_digest: str | None = None
+        self.auto_kl_coef = AUTO_START  # what kl_coef="auto" has come to
         self._kl_coefficient = KLCoefficient(kl_coef, target_prior_kl)
         super().__init__(
             policy,
@@ -161,11 +163,15 @@ class FastKLPPO(PPO):
         return PPO._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_model(self) -> None:
+        own: dict[str, Any] = {}
         if "optimizer_class" not in self.policy_kwargs and "optimizer_kwargs" not in self.policy_kwargs:
             # Stable-Baselines3's Adam, in one call per step
             own = {"optimizer_class": FlatAdam, "optimizer_kwargs": {"eps": 1e-5}}
-            self.policy_kwargs = {**self.policy_kwargs, **own}
+        # `policy_kwargs` stay the user's: a saved model names nothing that Stable-Baselines3 does not know
+        users, self.policy_kwargs = self.policy_kwargs, {**self.policy_kwargs, **own}
         super()._setup_model()
+        self.policy_kwargs = users
+        self._kl_coefficient = KLCoefficient(self.kl_coef, self.target_prior_kl, self.auto_kl_coef)
         self._head = make_head(self.policy)
         gae_impl = self.impl if self.impl in ops.IMPLEMENTATIONS["gae"] else "auto"
         self.impls = {
@@ -384,7 +390,7 @@ class FastKLPPO(PPO):
         if self.prior is not None:
             self.logger.record("train/prior_kl", prior_kl)
             self.logger.record("train/kl_coef", self._kl_coefficient.value(self._current_progress_remaining))
-            self._kl_coefficient.observe(prior_kl)
+            self.auto_kl_coef = self._kl_coefficient.observe(prior_kl)
 
     def _optimize(self, parameters: list[torch.nn.Parameter]) -> None:
         """Clip the gradients and take a step."""
@@ -431,21 +437,38 @@ class FastKLPPO(PPO):
             "_buffer",
             "_prior_ids",
             "_instruction_id",
+            "_kl_coefficient",
             "impls",
         ]
 
     @classmethod
-    def load(cls, path: Any, env: Any = None, *args: Any, prior: ActionPrior | None = None, **kwargs: Any) -> Self:
-        """Load a model; `prior` is needed to go on learning, not to predict.
+    def load(
+        cls,
+        path: Any,
+        env: Any = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        *,
+        prior: ActionPrior | None = None,
+        trust_pickle: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a model of this class or of Stable-Baselines3's PPO; no code from the file is run.
 
         Args:
-            path, env, and the rest: as in Stable-Baselines3.
-            prior: the prior that the model was trained with.
+            path, env, device, custom_objects, print_system_info, force_reset, and the rest: as there.
+            prior: the prior that the model was trained with; needed to go on learning, not to predict.
+            trust_pickle: let the file's pickles run whatever they say, as Stable-Baselines3 does.
 
         Raises:
             PriorMismatch: it is another prior.
+            UntrustedPickle: an entry refers to something that could run code, such as a lambda as schedule.
+            CorruptFile: the file is damaged, or unpacks to what no model needs.
         """
-        model = super().load(path, env, *args, **kwargs)
+        objects = custom_objects if trust_pickle else safe_objects(path, custom_objects)
+        model = super().load(path, env, device, objects, print_system_info, force_reset, **kwargs)
         if prior is not None:
             model.set_prior(prior)
         return model

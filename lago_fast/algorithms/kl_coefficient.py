@@ -39,12 +39,15 @@ class KLCoefficient:
     Args:
         kl_coef: a number >= 0, a schedule, or "auto".
         target_prior_kl: nats; needed by "auto" and refused with anything else.
+        auto: where "auto" starts.
 
     Raises:
         UnsupportedArgument: the two do not fit together, or a value is out of range.
     """
 
-    def __init__(self, kl_coef: float | Schedule | str, target_prior_kl: float | None) -> None:
+    def __init__(
+        self, kl_coef: float | Schedule | str, target_prior_kl: float | None, auto: float = AUTO_START
+    ) -> None:
         if isinstance(kl_coef, str) and kl_coef != "auto":
             raise UnsupportedArgument(f"kl_coef={kl_coef!r}: give a number, a schedule or 'auto'")
         if (kl_coef == "auto") != (target_prior_kl is not None):
@@ -54,7 +57,7 @@ class KLCoefficient:
         if isinstance(kl_coef, int | float) and kl_coef < 0:
             raise UnsupportedArgument(f"kl_coef={kl_coef}: give a number >= 0")
         self._kl_coef, self._target = kl_coef, target_prior_kl
-        self._auto = AUTO_START
+        self._auto = auto
 
     def value(self, progress_remaining: float) -> float:
         """Return the coefficient now."""
@@ -62,11 +65,12 @@ class KLCoefficient:
             return self._auto
         return self._kl_coef(progress_remaining) if callable(self._kl_coef) else float(self._kl_coef)
 
-    def observe(self, prior_kl: float) -> None:
-        """Move the "auto" coefficient after a rollout whose mean `prior_kl` (nats) was this."""
+    def observe(self, prior_kl: float) -> float:
+        """Move the "auto" coefficient after a rollout whose mean `prior_kl` (nats) was this; return it."""
         if self._target is None:
-            return
+            return self._auto
         if prior_kl > AUTO_FACTOR * self._target:
             self._auto = min(self._auto * AUTO_FACTOR, AUTO_MAX)
         elif prior_kl < self._target / AUTO_FACTOR:
             self._auto = max(self._auto / AUTO_FACTOR, AUTO_MIN)
+        return self._auto
