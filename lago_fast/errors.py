@@ -71,3 +71,7 @@ class UntrustedPickle(LagoError, ValueError):
 
 class CorruptFile(LagoError, ValueError):
     """A file that is truncated, altered, or larger than what it can honestly hold."""
+
+
+class NotSaved(LagoError, OSError):
+    """A file that could not be written, on a full disk for one; what stood in its place stands."""

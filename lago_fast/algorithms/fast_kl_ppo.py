@@ -5,7 +5,8 @@ Sources: PPO, arXiv 1707.06347; the prior's term, LaGO (arXiv 2606.24669) and ar
 Test: pytest tests/algorithms
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -20,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from lago_fast import ops
+from lago_fast.algorithms.atomic import replacing
 from lago_fast.algorithms.flat_adam import FlatAdam
 from lago_fast.algorithms.gymnasium_vector import GymnasiumVecEnv
 from lago_fast.algorithms.heads import PolicysOwnHead, make_head
@@ -440,6 +442,23 @@ class FastKLPPO(PPO):
             "_kl_coefficient",
             "impls",
         ]
+
+    def save(self, path: Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
+        """Write the model as Stable-Baselines3 does, the file whole or not at all.
+
+        Args:
+            path: where to, ".zip" is added where there is no suffix; or an open file.
+            exclude, include: names of attributes, as there.
+
+        Raises:
+            NotSaved: the system could not write it; a file of before stands.
+        """
+        if not isinstance(path, str | Path):
+            super().save(path, exclude, include)
+            return
+        path = Path(path)
+        with replacing(path if path.suffix else path.with_suffix(".zip")) as file:
+            super().save(file, exclude, include)  # type: ignore[arg-type]
 
     @classmethod
     def load(

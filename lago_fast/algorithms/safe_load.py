@@ -99,6 +99,9 @@ def _read_data(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(file) as archive:
             _check_sizes(archive, path)
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise CorruptFile(f"path: {damaged} in {path} is damaged, its checksum is another; load an older file")
             entries = json.loads(archive.read("data")) if "data" in archive.namelist() else {}
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, RecursionError) as error:
         if isinstance(error, CorruptFile):

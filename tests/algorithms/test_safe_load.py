@@ -150,6 +150,17 @@ def test_a_lambda_is_refused_supplied_or_trusted(tmp_path):
     assert FastKLPPO.load(path, device="cpu", trust_pickle=True).lr_schedule(0.5) == 5e-4
 
 
+def test_damaged_weights_are_found_by_their_checksum(tmp_path):
+    _, path = saved(tmp_path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("policy.pth")
+    content[info.header_offset + info.compress_size // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(errors.CorruptFile, match=r"policy\.pth.*damaged"):
+        FastKLPPO.load(path, device="cpu")
+
+
 def test_a_missing_file_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError):
         FastKLPPO.load(tmp_path / "nothing.zip")
