@@ -59,24 +59,29 @@ IMPL_NAMES = ("auto", *DEVICES)
 # op -> impl -> module below lago_fast.kernels
 IMPLEMENTATIONS = {
     "gae": {
+        "triton": "gae.triton_fused",
         "cpp": "gae.cpp_fused",
         "reference": "gae.reference",
     },
     "ppo": {"reference": "ppo.reference"},
     "ppo_kl_categorical": {
+        "triton": "ppo_kl_categorical.triton_fused",
         "reference": "ppo_kl_categorical.eager",
         "inductor": "ppo_kl_categorical.inductor",
     },
     "ppo_kl_gaussian": {
+        "triton": "ppo_kl_gaussian.triton_fused",
         "cpp": "ppo_kl_gaussian.cpp_fused",
         "reference": "ppo_kl_gaussian.eager",
         "inductor": "ppo_kl_gaussian.inductor",
     },
     "prior_kl": {
+        "triton": "prior_kl.triton_fused",
         "reference": "prior_kl.reference",
         "inductor": "prior_kl.inductor",
     },
     "sample": {
+        "triton": "sample.triton_fused",
         "reference": "sample.reference",
     },
 }

@@ -10,7 +10,7 @@ from lago_fast.errors import ImplUnavailable
 @pytest.mark.parametrize("op", list(ops.IMPLEMENTATIONS))
 def test_auto_takes_the_first_that_runs_on_the_device(op):
     name, module = ops.resolve(op, "cpu")
-    assert name == next(iter(ops.IMPLEMENTATIONS[op]))
+    assert name == next(impl for impl in ops.IMPLEMENTATIONS[op] if "cpu" in ops.DEVICES[impl])
     assert module.__name__.startswith(f"lago_fast.kernels.{op}")
 
 
@@ -30,6 +30,31 @@ def test_unknown_name_lists_the_known_ones():
 def test_native_code_refuses_another_device():
     with pytest.raises(ImplUnavailable, match="not on cuda"):
         ops.resolve("gae", "cuda", "cpp")
+
+
+@pytest.mark.parametrize("op", [op for op, table in ops.IMPLEMENTATIONS.items() if "triton" in table])
+class TestTriton:
+    def test_is_refused_on_a_cpu_tensor(self, op):
+        with pytest.raises(ImplUnavailable, match=f"impl='triton': {op} runs on cuda, not on cpu"):
+            ops.resolve(op, "cpu", "triton")
+
+    def test_is_refused_with_a_remedy_where_it_is_not_installed(self, op, monkeypatch):
+        monkeypatch.setattr(ops, "find_spec", {}.get)
+        # past the cache, which holds what was found before
+        with pytest.raises(ImplUnavailable, match=r"needs triton, which is not installed; pip install triton"):
+            ops.resolve.__wrapped__(op, "cuda", "triton")
+        assert ops.resolve.__wrapped__(op, "cuda", "auto")[0] == "reference"
+
+    def test_is_what_auto_means_on_a_gpu_without_our_cuda(self, op, monkeypatch):
+        monkeypatch.setattr(ops, "_is_installed", lambda impl: impl != "cuda")
+        name, module = ops.resolve.__wrapped__(op, "cuda", "auto")
+        assert (name, module.__name__) == ("triton", f"lago_fast.kernels.{op}.triton_fused")
+
+
+def test_an_op_on_a_cpu_tensor_says_that_triton_is_not_for_it():
+    one, no = torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.bool)
+    with pytest.raises(ImplUnavailable, match="impl='triton'"):
+        ops.gae(one, one, one, no, no, ~no, gamma=0.9, gae_lambda=0.9, impl="triton")
 
 
 def test_coefficients_are_0d_tensors():

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow
 
 USE_KERNELS = """
-import importlib, importlib.resources, pathlib, pkgutil, sys
+import importlib, importlib.resources, inspect, pathlib, pkgutil, sys
 import lago_fast, lago_fast.kernels
 assert pathlib.Path(lago_fast.__file__).is_relative_to(sys.prefix), lago_fast.__file__
 def modules(path, prefix):
@@ -24,8 +24,13 @@ def modules(path, prefix):
             yield dotted.removesuffix(".__init__")
 names = list(modules(lago_fast.kernels.__path__, "lago_fast.kernels"))
 for name in names:
-    file = pathlib.Path(importlib.import_module(name).__file__)
+    module = importlib.import_module(name)
+    file = pathlib.Path(module.__file__)
     assert file.is_relative_to(sys.prefix), file
+    # triton compiles a kernel from its source
+    kernels = {key: value for key, value in vars(module).items() if key.endswith("_kernel")}
+    assert all(f"def {key}(" in inspect.getsource(value.fn) for key, value in kernels.items()), name
+    assert kernels or not name.endswith("triton_fused"), name
 print(*names)
 """
 
