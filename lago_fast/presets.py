@@ -68,9 +68,7 @@ class TrainSettings:
     ent_coef: float = 0.0  # weight of the entropy bonus
     net_arch: tuple[int, ...] = (64, 64)  # widths of the hidden layers of policy and value; Stable-Baselines3's default
     kl_coef: float = 0.3  # weight of the KL to the prior at the start
-    kl_coef_end: float = (
-        0.01  # weight that it falls to, linearly in the steps, and keeps: what PPO does not use, it forgets
-    )
+    kl_coef_end: float = 0.01  # weight that it falls to, linearly in the steps, and keeps to the end
     kl_coef_until: float = 0.5  # share of the steps after which --kl-coef-end is reached
     kl_direction: Literal["policy_prior", "prior_policy"] = "policy_prior"  # or prior_policy, KL(prior || policy)
     prior_mode: Literal["amortised", "exact"] = "amortised"  # ask the fast student, or the language model itself
