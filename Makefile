@@ -11,10 +11,14 @@ TORCH_VERSION := 2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 NATIVE := $(shell find csrc kernels -name '*.cc' -o -name '*.h' -o -name '*.inc' -o -name '*.cu')
-CXX_FILES := $(filter-out %.cu,$(NATIVE))
+CXX_FILES := $(filter-out %.cu,$(NATIVE)) $(wildcard tests/native/*)
 LINTED := lago_fast kernels tests $(wildcard bench)
+STRESS := $${CXX:-c++} -std=c++17 -O1 -g -pthread -Icsrc csrc/core/threads.cc csrc/latent_cache/*.cc \
+  tests/native/latent_cache_stress.cc
+LOSSES_STRESS := $${CXX:-c++} -std=c++17 -O1 -g -pthread -Wno-psabi -ffp-contract=fast -Icsrc csrc/core/threads.cc \
+  csrc/ops/ppo_kl_categorical.cc csrc/ops/ppo_kl_gaussian.cc tests/native/threads_stress.cc
 
-.PHONY: help install demo test lint format type wheel bench asan fuzz
+.PHONY: help install demo test lint format type wheel bench asan tsan fuzz cuda sanitizer
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -46,7 +50,7 @@ wheel: .venv/.installed  ## dist/*.whl
 bench: .venv/.installed  ## the benchmarks
 	$(BIN)/python -m pytest bench --benchmark-only
 
-asan: .venv/.installed  ## the kernels' tests with the native code under AddressSanitizer and UBSan
+asan: .venv/.installed  ## the kernels' and the latent cache's tests with the native code under AddressSanitizer and UBSan
 	rm -rf build/asan
 	CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -g" $(BIN)/python -m build \
 	  --wheel --no-isolation --outdir build/asan --config-setting=build-dir=build/asan/cmake
@@ -56,10 +60,36 @@ asan: .venv/.installed  ## the kernels' tests with the native code under Address
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > "$$(echo build/asan/venv/lib/python3*/site-packages)/dependencies.pth"
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 build/asan/venv/bin/python -P -m pytest tests/kernels
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 build/asan/venv/bin/python -P -m pytest tests/kernels \
+	  tests/priors/test_cache.py tests/priors/test_cache_store.py
+	$(STRESS) -fsanitize=address,undefined -fno-sanitize-recover=all -o build/asan/latent_cache_stress
+	build/asan/latent_cache_stress
+
+tsan:  ## the threads of the losses and of the latent cache under ThreadSanitizer
+	mkdir -p build/tsan
+	$(LOSSES_STRESS) -fsanitize=thread -o build/tsan/threads_stress
+	build/tsan/threads_stress
+	$(STRESS) -fsanitize=thread -o build/tsan/latent_cache_stress
+	build/tsan/latent_cache_stress
 
 fuzz: .venv/.installed  ## a hundred thousand damaged files for each loader
 	$(BIN)/python -m pytest tests -k mutated --mutations 100000
+
+cuda: .venv/.installed  ## build the CUDA kernels too and install them into .venv; needs nvcc, not a GPU
+	@command -v nvcc >/dev/null || [ -x "$${CUDA_HOME:-}/bin/nvcc" ] || { \
+	  echo "make cuda needs nvcc on the PATH or below CUDA_HOME; install the CUDA toolkit" >&2; exit 1; }
+	SKBUILD_CMAKE_DEFINE=LAGO_CUDA=ON $(PIP) --no-build-isolation --no-deps -e .
+
+# Without torch's cache of memory every tensor has its own bounds; a graph cannot be captured then.
+sanitizer:  ## the CUDA kernels' tests under compute-sanitizer: memcheck, then racecheck; needs a GPU
+	@nvidia-smi >/dev/null 2>&1 || { \
+	  echo "make sanitizer needs a GPU, and there is none here; nothing was checked" >&2; exit 1; }
+	@$(BIN)/python -c 'import lago_fast._cuda' 2>/dev/null || { \
+	  echo "make sanitizer needs the CUDA kernels; run make cuda first" >&2; exit 1; }
+	for tool in memcheck racecheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
+	    $(BIN)/python -m pytest tests/kernels/test_cuda.py -k 'not graph and not many_rows'; \
+	done
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

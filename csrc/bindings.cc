@@ -8,9 +8,17 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <vector>
 
+#include "latent_cache/hash.h"
+#include "latent_cache/rows.h"
+#include "latent_cache/table.h"
 #include "ops/gae.h"
+#include "ops/ppo_kl_categorical.h"
 #include "ops/ppo_kl_gaussian.h"
+#include "ops/prior_kl.h"
+#include "ops/sample.h"
 
 namespace py = pybind11;
 
@@ -52,41 +60,303 @@ void Gae(std::uintptr_t rewards_ptr, std::uintptr_t values_ptr, std::uintptr_t n
 // The number at the address of a 0-D tensor.
 float Scalar(std::uintptr_t address, const char* name) { return *Pointer<const float>(address, 1, name); }
 
+// The same, or nothing at the address 0.
+template <typename T>
+T* PointerOrNull(std::uintptr_t address, std::size_t count, const char* name) {
+  return address == 0 ? nullptr : Pointer<T>(address, count, name);
+}
+
+lago::PpoCoefficients PpoCoefficientsAt(const std::array<std::uintptr_t, 6>& at) {
+  const float no_clip = std::numeric_limits<float>::infinity();
+  return {Scalar(at[0], "clip_range"),        Scalar(at[1], "ent_coef"),
+          Scalar(at[2], "vf_coef"),           Scalar(at[3], "kl_coef"),
+          Scalar(at[4], "prior_temperature"), at[5] == 0 ? no_clip : Scalar(at[5], "clip_range_vf")};
+}
+
 void PpoKlGaussian(const std::array<std::uintptr_t, 11>& inputs,
                    const std::array<std::uintptr_t, 6>& coefficients,
                    const std::array<std::uintptr_t, 4>& outputs, std::int64_t rows, std::int64_t dims,
                    bool log_std_per_row, bool prior_log_std_per_row, bool prior_policy,
-                   bool normalize_advantage, bool portable) {
+                   bool normalize_advantage, bool portable, int threads) {
   const lago::GaussianShape shape{Count(rows, "rows"), Count(dims, "dims"), log_std_per_row,
                                   prior_log_std_per_row};
   if (shape.dims == 0) throw std::invalid_argument("dims: expected at least one action dimension");
   const std::size_t b = shape.rows, n = shape.rows * shape.dims;
   const std::size_t policy_stds = log_std_per_row ? n : shape.dims;
   const std::size_t prior_stds = prior_log_std_per_row ? n : shape.dims;
-  const lago::GaussianInputs in{Pointer<const float>(inputs[0], n, "mean"),
-                                Pointer<const float>(inputs[1], policy_stds, "log_std"),
-                                Pointer<const float>(inputs[2], b, "values"),
-                                Pointer<const float>(inputs[3], n, "actions"),
-                                Pointer<const float>(inputs[4], b, "old_log_prob"),
-                                Pointer<const float>(inputs[5], b, "advantages"),
-                                Pointer<const float>(inputs[6], b, "returns"),
-                                Pointer<const float>(inputs[7], b, "old_values"),
-                                Pointer<const float>(inputs[8], b, "weight"),
-                                Pointer<const float>(inputs[9], n, "prior_mean"),
-                                Pointer<const float>(inputs[10], prior_stds, "prior_log_std")};
-  const float no_clip = std::numeric_limits<float>::infinity();
-  const lago::GaussianCoefficients c{
-      Scalar(coefficients[0], "clip_range"),
-      Scalar(coefficients[1], "ent_coef"),
-      Scalar(coefficients[2], "vf_coef"),
-      Scalar(coefficients[3], "kl_coef"),
-      Scalar(coefficients[4], "prior_temperature"),
-      coefficients[5] == 0 ? no_clip : Scalar(coefficients[5], "clip_range_vf")};
-  const lago::GaussianOutputs out{
-      Pointer<float>(outputs[0], 7, "statistics"), Pointer<float>(outputs[1], n, "mean_grad"),
-      Pointer<float>(outputs[2], policy_stds, "log_std_grad"), Pointer<float>(outputs[3], b, "values_grad")};
+  const lago::GaussianInputs in{
+      Pointer<const float>(inputs[0], n, "mean"),
+      Pointer<const float>(inputs[1], policy_stds, "log_std"),
+      Pointer<const float>(inputs[3], n, "actions"),
+      Pointer<const float>(inputs[9], n, "prior_mean"),
+      Pointer<const float>(inputs[10], prior_stds, "prior_log_std"),
+      {Pointer<const float>(inputs[2], b, "values"), Pointer<const float>(inputs[4], b, "old_log_prob"),
+       Pointer<const float>(inputs[5], b, "advantages"), Pointer<const float>(inputs[6], b, "returns"),
+       Pointer<const float>(inputs[7], b, "old_values"), Pointer<const float>(inputs[8], b, "weight"),
+       Pointer<float>(outputs[3], b, "values_grad")}};
+  const lago::PpoCoefficients c = PpoCoefficientsAt(coefficients);
+  const lago::GaussianOutputs out{Pointer<float>(outputs[0], 7, "statistics"),
+                                  Pointer<float>(outputs[1], n, "mean_grad"),
+                                  Pointer<float>(outputs[2], policy_stds, "log_std_grad")};
   py::gil_scoped_release released;
-  lago::UnsafePpoKlGaussian(in, c, out, shape, {prior_policy, normalize_advantage, portable});
+  lago::UnsafePpoKlGaussian(in, c, out, shape, {prior_policy, normalize_advantage, portable, threads});
+}
+
+void PpoKlCategorical(const std::array<std::uintptr_t, 10>& inputs,
+                      const std::array<std::uintptr_t, 6>& coefficients,
+                      const std::array<std::uintptr_t, 3>& outputs, std::int64_t rows, std::int64_t actions,
+                      bool prior_policy, bool normalize_advantage, bool portable, int threads) {
+  const lago::CategoricalShape shape{Count(rows, "rows"), Count(actions, "actions")};
+  if (shape.actions == 0) throw std::invalid_argument("logits: expected at least one action");
+  const std::size_t b = shape.rows, n = shape.rows * shape.actions;
+  const lago::CategoricalInputs in{
+      Pointer<const float>(inputs[0], n, "logits"),
+      Pointer<const std::int64_t>(inputs[2], b, "actions"),
+      Pointer<const float>(inputs[8], n, "prior_log_probs"),
+      PointerOrNull<const std::uint8_t>(inputs[9], n, "action_mask"),
+      {Pointer<const float>(inputs[1], b, "values"), Pointer<const float>(inputs[3], b, "old_log_prob"),
+       Pointer<const float>(inputs[4], b, "advantages"), Pointer<const float>(inputs[5], b, "returns"),
+       Pointer<const float>(inputs[6], b, "old_values"), Pointer<const float>(inputs[7], b, "weight"),
+       Pointer<float>(outputs[2], b, "values_grad")}};
+  const lago::PpoCoefficients c = PpoCoefficientsAt(coefficients);
+  const lago::CategoricalOutputs out{Pointer<float>(outputs[0], 7, "statistics"),
+                                     Pointer<float>(outputs[1], n, "logits_grad")};
+  bool in_range;
+  {
+    py::gil_scoped_release released;
+    in_range = lago::UnsafePpoKlCategorical(in, c, out, shape,
+                                            {prior_policy, normalize_advantage, portable, threads});
+  }
+  if (!in_range) {
+    throw std::invalid_argument("actions: expected numbers from 0 to " + std::to_string(actions - 1));
+  }
+}
+
+void PriorKlCategorical(std::uintptr_t logits, std::uintptr_t prior_log_probs, std::uintptr_t action_mask,
+                        std::uintptr_t kl, std::uintptr_t logits_grad, std::int64_t rows,
+                        std::int64_t actions, std::uintptr_t prior_temperature, bool prior_policy,
+                        bool portable) {
+  const std::size_t b = Count(rows, "rows"), a = Count(actions, "actions"), n = b * a;
+  if (a == 0) throw std::invalid_argument("logits: expected at least one action");
+  const lago::CategoricalKl task{Pointer<const float>(logits, n, "logits"),
+                                 Pointer<const float>(prior_log_probs, n, "prior_log_probs"),
+                                 PointerOrNull<const std::uint8_t>(action_mask, n, "action_mask"),
+                                 Pointer<float>(kl, b, "kl"),
+                                 PointerOrNull<float>(logits_grad, n, "logits_grad"),
+                                 b,
+                                 a};
+  const lago::PriorKlOptions options{Scalar(prior_temperature, "prior_temperature"), prior_policy, portable};
+  py::gil_scoped_release released;
+  lago::UnsafePriorKlCategorical(task, options);
+}
+
+void PriorKlGaussian(const std::array<std::uintptr_t, 4>& inputs, std::uintptr_t kl, std::uintptr_t mean_grad,
+                     std::uintptr_t log_std_grad, std::int64_t rows, std::int64_t dims, bool log_std_per_row,
+                     bool prior_log_std_per_row, std::uintptr_t prior_temperature, bool prior_policy,
+                     bool portable) {
+  const std::size_t b = Count(rows, "rows"), d = Count(dims, "dims"), n = b * d;
+  const lago::GaussianKl task{Pointer<const float>(inputs[0], n, "mean"),
+                              Pointer<const float>(inputs[1], log_std_per_row ? n : d, "log_std"),
+                              Pointer<const float>(inputs[2], n, "prior_mean"),
+                              Pointer<const float>(inputs[3], prior_log_std_per_row ? n : d, "prior_log_std"),
+                              Pointer<float>(kl, b, "kl"),
+                              PointerOrNull<float>(mean_grad, n, "mean_grad"),
+                              PointerOrNull<float>(log_std_grad, n, "log_std_grad"),
+                              b,
+                              d,
+                              log_std_per_row,
+                              prior_log_std_per_row};
+  if ((task.mean_grad == nullptr) != (task.log_std_grad == nullptr)) {
+    throw std::invalid_argument("log_std_grad: expected with mean_grad or not at all");
+  }
+  const lago::PriorKlOptions options{Scalar(prior_temperature, "prior_temperature"), prior_policy, portable};
+  py::gil_scoped_release released;
+  lago::UnsafePriorKlGaussian(task, options);
+}
+
+lago::SampleState StateAt(std::uintptr_t address) {
+  const auto* state = Pointer<const std::int64_t>(address, 2, "state");
+  return {state[0], state[1]};
+}
+
+void SampleCategorical(const std::array<std::uintptr_t, 3>& inputs,
+                       const std::array<std::uintptr_t, 4>& outputs, std::int64_t rows, std::int64_t actions,
+                       std::uintptr_t state, std::uintptr_t prior_temperature, bool prior_policy) {
+  const std::size_t b = Count(rows, "rows"), a = Count(actions, "actions"), n = b * a;
+  if (a == 0) throw std::invalid_argument("logits: expected at least one action");
+  const lago::CategoricalSample task{Pointer<const float>(inputs[0], n, "logits"),
+                                     PointerOrNull<const float>(inputs[1], n, "prior_log_probs"),
+                                     PointerOrNull<const std::uint8_t>(inputs[2], n, "action_mask"),
+                                     Pointer<std::int64_t>(outputs[0], b, "actions"),
+                                     Pointer<float>(outputs[1], b, "log_prob"),
+                                     Pointer<float>(outputs[2], b, "entropy"),
+                                     PointerOrNull<float>(outputs[3], b, "prior_kl"),
+                                     b,
+                                     a};
+  if (task.prior_log_probs != nullptr && task.prior_kl == nullptr && b > 0) {
+    throw std::invalid_argument("prior_kl: expected with a prior");
+  }
+  const lago::SampleOptions options{Scalar(prior_temperature, "prior_temperature"), prior_policy};
+  const lago::SampleState at = StateAt(state);
+  py::gil_scoped_release released;
+  lago::UnsafeSampleCategorical(task, at, options);
+}
+
+void SampleGaussian(const std::array<std::uintptr_t, 4>& inputs, const std::array<std::uintptr_t, 4>& outputs,
+                    std::int64_t rows, std::int64_t dims, bool log_std_per_row, bool prior_log_std_per_row,
+                    std::uintptr_t state, std::uintptr_t prior_temperature, bool prior_policy) {
+  const std::size_t b = Count(rows, "rows"), d = Count(dims, "dims"), n = b * d;
+  const lago::GaussianSample task{
+      Pointer<const float>(inputs[0], n, "mean"),
+      Pointer<const float>(inputs[1], log_std_per_row ? n : d, "log_std"),
+      PointerOrNull<const float>(inputs[2], n, "prior_mean"),
+      PointerOrNull<const float>(inputs[3], prior_log_std_per_row ? n : d, "prior_log_std"),
+      Pointer<float>(outputs[0], n, "actions"),
+      Pointer<float>(outputs[1], b, "log_prob"),
+      Pointer<float>(outputs[2], b, "entropy"),
+      PointerOrNull<float>(outputs[3], b, "prior_kl"),
+      b,
+      d,
+      log_std_per_row,
+      prior_log_std_per_row};
+  if (task.prior_mean != nullptr && (task.prior_log_std == nullptr || task.prior_kl == nullptr) && b > 0) {
+    throw std::invalid_argument("prior_log_std: expected with prior_mean, and prior_kl too");
+  }
+  const lago::SampleOptions options{Scalar(prior_temperature, "prior_temperature"), prior_policy};
+  const lago::SampleState at = StateAt(state);
+  py::gil_scoped_release released;
+  lago::UnsafeSampleGaussian(task, at, options);
+}
+
+// The latent cache: keys [n] are two 64-bit integers each.
+
+std::array<std::uint64_t, 2> HashBytes(const std::string& bytes, std::array<std::uint64_t, 2> seed) {
+  const lago::Key key = lago::HashBytes(bytes.data(), bytes.size(), {seed[0], seed[1]});
+  return {key.low, key.high};
+}
+
+// Returns the first row that is not finite, or `rows`.
+std::size_t HashObservations(std::uintptr_t states_ptr, std::uintptr_t ids_ptr, std::uintptr_t seeds_ptr,
+                             std::uintptr_t keys_ptr, std::int64_t rows, std::int64_t width,
+                             std::int64_t instructions, double resolution, int threads) {
+  const std::size_t n = Count(rows, "rows"), s = Count(width, "width"),
+                    m = Count(instructions, "instructions");
+  const lago::Observations in{Pointer<const float>(states_ptr, n * s, "states"),
+                              Pointer<const std::int64_t>(ids_ptr, n, "ids"),
+                              Pointer<const lago::Key>(seeds_ptr, m, "seeds"),
+                              n,
+                              s,
+                              resolution};
+  auto* keys = Pointer<lago::Key>(keys_ptr, n, "keys");
+  py::gil_scoped_release released;
+  for (std::size_t i = 0; i < n; ++i) {
+    if (in.ids[i] < 0 || in.ids[i] >= instructions) throw std::invalid_argument("ids: of no instruction");
+  }
+  return lago::UnsafeHashRows(in, threads, keys);
+}
+
+std::size_t DistinctKeys(std::uintptr_t keys_ptr, std::uintptr_t first_ptr, std::uintptr_t inverse_ptr,
+                         std::int64_t rows) {
+  const std::size_t n = Count(rows, "rows");
+  const auto* keys = Pointer<const lago::Key>(keys_ptr, n, "keys");
+  auto* first = Pointer<std::int64_t>(first_ptr, n, "first");
+  auto* inverse = Pointer<std::int64_t>(inverse_ptr, n, "inverse");
+  py::gil_scoped_release released;
+  return lago::UnsafeDistinct(keys, n, first, inverse);
+}
+
+void SealRows(std::uintptr_t keys_ptr, std::uintptr_t encoded_ptr, std::uintptr_t seals_ptr,
+              std::int64_t rows, std::int64_t row_bytes) {
+  const std::size_t n = Count(rows, "rows"), width = Count(row_bytes, "row_bytes");
+  const auto* keys = Pointer<const lago::Key>(keys_ptr, n, "keys");
+  const auto* encoded = Pointer<const std::uint8_t>(encoded_ptr, n * width, "encoded");
+  auto* seals = Pointer<std::uint64_t>(seals_ptr, n, "seals");
+  py::gil_scoped_release released;
+  lago::UnsafeSeal(keys, encoded, n, width, seals);
+}
+
+// Returns the first row that cannot be stored, or `rows`, and whether it is too large (else it is no number).
+std::tuple<std::size_t, bool> EncodeRows(const lago::LatentTable& table, std::uintptr_t rows_ptr,
+                                         std::uintptr_t encoded_ptr, std::int64_t rows) {
+  const lago::RowCodec& codec = table.codec();
+  const std::size_t n = Count(rows, "rows");
+  const auto* in = Pointer<const float>(rows_ptr, n * codec.width(), "rows");
+  auto* encoded = Pointer<std::uint8_t>(encoded_ptr, n * codec.row_bytes(), "encoded");
+  py::gil_scoped_release released;
+  for (std::size_t i = 0; i < n; ++i) {
+    const lago::RowFault fault = codec.Encode(in + i * codec.width(), encoded + i * codec.row_bytes());
+    if (fault != lago::RowFault::kNone) return {i, fault == lago::RowFault::kTooLarge};
+  }
+  return {n, false};
+}
+
+void LookupRows(lago::LatentTable& table, std::uintptr_t keys_ptr, std::uintptr_t rows_ptr,
+                std::uintptr_t hit_ptr, std::int64_t rows) {
+  const std::size_t n = Count(rows, "rows");
+  const auto* keys = Pointer<const lago::Key>(keys_ptr, n, "keys");
+  auto* out = Pointer<float>(rows_ptr, n * table.codec().width(), "rows");
+  auto* hit = Pointer<std::uint8_t>(hit_ptr, n, "hit");
+  py::gil_scoped_release released;
+  table.UnsafeLookup(keys, n, out, hit);
+}
+
+void InsertRows(lago::LatentTable& table, std::uintptr_t keys_ptr, std::uintptr_t encoded_ptr,
+                std::uintptr_t stored_ptr, std::int64_t rows) {
+  const std::size_t n = Count(rows, "rows");
+  const auto* keys = Pointer<const lago::Key>(keys_ptr, n, "keys");
+  const auto* encoded = Pointer<const std::uint8_t>(encoded_ptr, n * table.codec().row_bytes(), "encoded");
+  auto* stored = Pointer<float>(stored_ptr, n * table.codec().width(), "stored");
+  py::gil_scoped_release released;
+  table.UnsafeInsert(keys, encoded, n, stored);
+}
+
+void BindLatentCache(py::module_& m) {
+  m.def("hash_bytes", &HashBytes, py::arg("bytes"), py::arg("seed"));
+  m.def("hash_observations", &HashObservations, py::arg("states_ptr"), py::arg("ids_ptr"),
+        py::arg("seeds_ptr"), py::arg("keys_ptr"), py::arg("rows"), py::arg("width"), py::arg("instructions"),
+        py::arg("resolution"), py::arg("threads"));
+  m.def("distinct_keys", &DistinctKeys, py::arg("keys_ptr"), py::arg("first_ptr"), py::arg("inverse_ptr"),
+        py::arg("rows"));
+  m.def("seal_rows", &SealRows, py::arg("keys_ptr"), py::arg("encoded_ptr"), py::arg("seals_ptr"),
+        py::arg("rows"), py::arg("row_bytes"));
+  py::enum_<lago::RowFormat>(m, "RowFormat")
+      .value("float32", lago::RowFormat::kFloat32)
+      .value("float16", lago::RowFormat::kFloat16)
+      .value("int8", lago::RowFormat::kInt8);
+  py::class_<lago::LatentTable>(m, "LatentTable")
+      .def(py::init([](lago::RowFormat format, const std::vector<std::size_t>& parts,
+                       std::int64_t budget_bytes, std::int64_t shards, int threads, bool portable) {
+             return new lago::LatentTable(lago::RowCodec(format, parts, portable),
+                                          Count(budget_bytes, "budget_bytes"), Count(shards, "shards"),
+                                          threads);
+           }),
+           py::arg("format"), py::arg("parts"), py::arg("budget_bytes"), py::arg("shards"),
+           py::arg("threads"), py::arg("portable"))
+      .def_property_readonly("capacity", &lago::LatentTable::capacity)
+      .def_property_readonly("width", [](const lago::LatentTable& table) { return table.codec().width(); })
+      .def_property_readonly("row_bytes",
+                             [](const lago::LatentTable& table) { return table.codec().row_bytes(); })
+      .def("encode", &EncodeRows, py::arg("rows_ptr"), py::arg("encoded_ptr"), py::arg("rows"))
+      .def("lookup", &LookupRows, py::arg("keys_ptr"), py::arg("rows_ptr"), py::arg("hit_ptr"),
+           py::arg("rows"))
+      .def("insert", &InsertRows, py::arg("keys_ptr"), py::arg("encoded_ptr"), py::arg("stored_ptr"),
+           py::arg("rows"))
+      .def("clear", &lago::LatentTable::Clear, py::call_guard<py::gil_scoped_release>())
+      .def("stats", [](lago::LatentTable& table) {
+        lago::TableStats stats;
+        {
+          py::gil_scoped_release released;
+          stats = table.Stats();
+        }
+        py::dict found;
+        found["hits"] = stats.hits;
+        found["misses"] = stats.misses;
+        found["inserted"] = stats.inserted;
+        found["evicted"] = stats.evicted;
+        found["rows"] = stats.rows;
+        found["bytes"] = stats.bytes;
+        return found;
+      });
 }
 
 }  // namespace
@@ -99,5 +369,27 @@ PYBIND11_MODULE(_C, m) {
         py::arg("gae_lambda"));
   m.def("ppo_kl_gaussian", &PpoKlGaussian, py::arg("inputs"), py::arg("coefficients"), py::arg("outputs"),
         py::arg("rows"), py::arg("dims"), py::arg("log_std_per_row"), py::arg("prior_log_std_per_row"),
-        py::arg("prior_policy"), py::arg("normalize_advantage"), py::arg("portable"));
+        py::arg("prior_policy"), py::arg("normalize_advantage"), py::arg("portable"), py::arg("threads"));
+  m.def("ppo_kl_categorical", &PpoKlCategorical, py::arg("inputs"), py::arg("coefficients"),
+        py::arg("outputs"), py::arg("rows"), py::arg("actions"), py::arg("prior_policy"),
+        py::arg("normalize_advantage"), py::arg("portable"), py::arg("threads"));
+  m.def("prior_kl_categorical", &PriorKlCategorical, py::arg("logits_ptr"), py::arg("prior_log_probs_ptr"),
+        py::arg("action_mask_ptr"), py::arg("kl_ptr"), py::arg("logits_grad_ptr"), py::arg("rows"),
+        py::arg("actions"), py::arg("prior_temperature_ptr"), py::arg("prior_policy"), py::arg("portable"));
+  m.def("prior_kl_gaussian", &PriorKlGaussian, py::arg("inputs"), py::arg("kl_ptr"), py::arg("mean_grad_ptr"),
+        py::arg("log_std_grad_ptr"), py::arg("rows"), py::arg("dims"), py::arg("log_std_per_row"),
+        py::arg("prior_log_std_per_row"), py::arg("prior_temperature_ptr"), py::arg("prior_policy"),
+        py::arg("portable"));
+  m.def("sample_categorical", &SampleCategorical, py::arg("inputs"), py::arg("outputs"), py::arg("rows"),
+        py::arg("actions"), py::arg("state_ptr"), py::arg("prior_temperature_ptr"), py::arg("prior_policy"));
+  m.def("sample_gaussian", &SampleGaussian, py::arg("inputs"), py::arg("outputs"), py::arg("rows"),
+        py::arg("dims"), py::arg("log_std_per_row"), py::arg("prior_log_std_per_row"), py::arg("state_ptr"),
+        py::arg("prior_temperature_ptr"), py::arg("prior_policy"));
+  m.def(
+      "philox",
+      [](std::uint32_t row, std::uint32_t block, std::int64_t seed, std::int64_t step) {
+        return lago::Philox(row, block, {seed, step});
+      },
+      py::arg("row"), py::arg("block"), py::arg("seed"), py::arg("step"));
+  BindLatentCache(m);
 }

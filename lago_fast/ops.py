@@ -59,29 +59,37 @@ IMPL_NAMES = ("auto", *DEVICES)
 # op -> impl -> module below lago_fast.kernels
 IMPLEMENTATIONS = {
     "gae": {
+        "cuda": "gae.cuda_fused",
         "triton": "gae.triton_fused",
         "cpp": "gae.cpp_fused",
         "reference": "gae.reference",
     },
     "ppo": {"reference": "ppo.reference"},
     "ppo_kl_categorical": {
+        "cuda": "ppo_kl_categorical.cuda_fused",
         "triton": "ppo_kl_categorical.triton_fused",
+        "cpp": "ppo_kl_categorical.cpp_fused",
         "reference": "ppo_kl_categorical.eager",
         "inductor": "ppo_kl_categorical.inductor",
     },
     "ppo_kl_gaussian": {
+        "cuda": "ppo_kl_gaussian.cuda_fused",
         "triton": "ppo_kl_gaussian.triton_fused",
         "cpp": "ppo_kl_gaussian.cpp_fused",
         "reference": "ppo_kl_gaussian.eager",
         "inductor": "ppo_kl_gaussian.inductor",
     },
     "prior_kl": {
+        "cuda": "prior_kl.cuda_fused",
         "triton": "prior_kl.triton_fused",
+        "cpp": "prior_kl.cpp_fused",
         "reference": "prior_kl.reference",
         "inductor": "prior_kl.inductor",
     },
     "sample": {
+        "cuda": "sample.cuda_fused",
         "triton": "sample.triton_fused",
+        "cpp": "sample.cpp_fused",
         "reference": "sample.reference",
     },
 }

@@ -3,18 +3,26 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <limits>
+#include <cstring>
 #include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "core/threads.h"
 
 namespace lago {
 namespace {
 
 constexpr std::size_t kGroupRows = 8;  // a multiple of every instruction set's lanes
 constexpr std::size_t kBlockRows = 64;
+constexpr std::size_t kChunkElements = 8192;    // what a thread takes at once
+constexpr std::size_t kThreadElements = 32768;  // below it one thread is faster
 constexpr double kHalfLog2Pi = 0.91893853320467274178;
 
-// A per-element number that is either one tile of 8 * D repeated for all groups of eight rows, or one per
-// element.
+// A per-element number that is either one tile of kGroupRows * D repeated for all groups of rows, or
+// one per element.
 struct Table {
   float* data;
   std::size_t group_stride;
@@ -27,66 +35,30 @@ struct Scratch {
   float *z, *log_prob_terms;         // [kBlockRows, D]
   float *weight, *log_prob_grad;     // [kBlockRows, D], the row's number at each of its elements
   float *row_log_prob, *row_grad;    // [kBlockRows]
-  float* log_std_grad_tile;          // [8, D]
-};
-
-// Over rows, times their weights.
-struct Sums {
-  double policy, squared_errors, log_std, prior_kl, approx_kl, clipped;
+  float* log_std_grad_tile;          // [kGroupRows, D]
 };
 
 // What is the same for all rows.
-struct Uniform {
+struct GaussianUniform {
+  PpoUniform ppo;
   std::size_t dims;
-  bool prior_policy, clips_value;
   float log_prob_constant;  // -D log(2 pi) / 2
   float half_log_temperature;
-  float advantage_mean, advantage_scale;
-  float clip_range, ratio_low, ratio_high, clip_range_vf;
-  float inv_rows, value_grad, kl_grad, entropy_grad;  // the last three: coefficients over the number of rows
 };
-
-struct Moments {
-  double count, mean, std;
-};
-
-#define LAGO_TARGET
-#define LAGO_LANES 4
-namespace portable {
-#include "core/vec.inc"
-#include "ops/ppo_kl_gaussian.inc"
-}  // namespace portable
-#undef LAGO_TARGET
-#undef LAGO_LANES
-
-#if defined(__x86_64__)
-#define LAGO_TARGET __attribute__((target("avx2,fma")))
-#define LAGO_LANES 8
-namespace avx2 {
-#include "core/vec.inc"
-#include "ops/ppo_kl_gaussian.inc"
-}  // namespace avx2
-#undef LAGO_TARGET
-#undef LAGO_LANES
-#endif
 
 // The functions of one instruction set.
 struct Kernels {
-  decltype(&portable::AdvantageMoments) advantage_moments;
-  decltype(&portable::FillPolicyTables) fill_policy_tables;
-  decltype(&portable::FillPriorTables) fill_prior_tables;
-  decltype(&portable::Block) block;
+  PpoMoments (*advantage_moments)(const float* advantages, const float* weight, std::size_t rows);
+  void (*fill_policy_tables)(Scratch scratch, const float* log_std, std::size_t n);
+  void (*fill_prior_tables)(Scratch scratch, GaussianUniform uniform, const float* prior_log_std,
+                            std::size_t n);
+  void (*block)(Scratch scratch, GaussianUniform uniform, const GaussianInputs& in,
+                const GaussianOutputs& out, const GaussianShape& shape, std::size_t groups, PpoSums* sums,
+                double* log_std_grad_tile);
 };
 
-Kernels Choose(bool portable_asked) {
-#if defined(__x86_64__)
-  if (!portable_asked && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return {avx2::AdvantageMoments, avx2::FillPolicyTables, avx2::FillPriorTables, avx2::Block};
-  }
-#endif
-  static_cast<void>(portable_asked);
-  return {portable::AdvantageMoments, portable::FillPolicyTables, portable::FillPriorTables, portable::Block};
-}
+#define LAGO_KERNEL "ops/ppo_kl_gaussian.inc"
+#include "core/each_target.inc"
 
 // Gives out pieces of one zeroed allocation.
 class Arena {
@@ -103,31 +75,27 @@ class Arena {
   std::size_t used_ = 0;
 };
 
-// The rows that do not fill a group of eight, copied among rows of zeros, and room for their gradients.
+// The rows that do not fill a group, copied among rows of zeros, and room for their gradients.
 class Tail {
  public:
   Tail(const GaussianInputs& in, const GaussianShape& shape, std::size_t first)
       : shape_(shape), first_(first), rows_(shape.rows - first), arena_(kGroupRows * (7 * shape.dims + 7)) {
     const std::size_t dims = shape.dims;
+    values_grad_ = arena_.Take(kGroupRows);
     padded = {Pad(in.mean, dims),
               shape.log_std_per_row ? Pad(in.log_std, dims) : in.log_std,
-              Pad(in.values, 1),
               Pad(in.actions, dims),
-              Pad(in.old_log_prob, 1),
-              Pad(in.advantages, 1),
-              Pad(in.returns, 1),
-              Pad(in.old_values, 1),
-              Pad(in.weight, 1),
               Pad(in.prior_mean, dims),
-              shape.prior_log_std_per_row ? Pad(in.prior_log_std, dims) : in.prior_log_std};
-    grads = {nullptr, arena_.Take(kGroupRows * dims), arena_.Take(kGroupRows * dims),
-             arena_.Take(kGroupRows)};
+              shape.prior_log_std_per_row ? Pad(in.prior_log_std, dims) : in.prior_log_std,
+              {Pad(in.rows.values, 1), Pad(in.rows.old_log_prob, 1), Pad(in.rows.advantages, 1),
+               Pad(in.rows.returns, 1), Pad(in.rows.old_values, 1), Pad(in.rows.weight, 1), values_grad_}};
+    grads = {nullptr, arena_.Take(kGroupRows * dims), arena_.Take(kGroupRows * dims)};
   }
 
-  void CopyGradsTo(const GaussianOutputs& out) const {
+  void CopyGradsTo(const GaussianOutputs& out, float* values_grad) const {
     const std::size_t element = first_ * shape_.dims, n = rows_ * shape_.dims;
     std::copy_n(grads.mean_grad, n, out.mean_grad + element);
-    std::copy_n(grads.values_grad, rows_, out.values_grad + first_);
+    std::copy_n(values_grad_, rows_, values_grad + first_);
     if (shape_.log_std_per_row) std::copy_n(grads.log_std_grad, n, out.log_std_grad + element);
   }
 
@@ -144,6 +112,7 @@ class Tail {
   GaussianShape shape_;
   std::size_t first_, rows_;
   Arena arena_;
+  float* values_grad_;
 };
 
 // The pointers at row `first`.
@@ -151,120 +120,107 @@ GaussianInputs From(const GaussianInputs& in, const GaussianShape& shape, std::s
   const std::size_t element = first * shape.dims;
   return {in.mean + element,
           in.log_std + (shape.log_std_per_row ? element : 0),
-          in.values + first,
           in.actions + element,
-          in.old_log_prob + first,
-          in.advantages + first,
-          in.returns + first,
-          in.old_values + first,
-          in.weight + first,
           in.prior_mean + element,
-          in.prior_log_std + (shape.prior_log_std_per_row ? element : 0)};
+          in.prior_log_std + (shape.prior_log_std_per_row ? element : 0),
+          RowsFrom(in.rows, first)};
 }
 
 GaussianOutputs From(const GaussianOutputs& out, const GaussianShape& shape, std::size_t first) {
   const std::size_t element = first * shape.dims;
-  return {out.statistics, out.mean_grad + element, out.log_std_grad + (shape.log_std_per_row ? element : 0),
-          out.values_grad + first};
+  return {out.statistics, out.mean_grad + element, out.log_std_grad + (shape.log_std_per_row ? element : 0)};
 }
 
-// A [D] row as the [8, D] tile that the tables repeat.
+// A [D] row as the tile [kGroupRows, D] that the tables repeat.
 std::vector<float> Tile(const float* row, std::size_t dims) {
   std::vector<float> tile(kGroupRows * dims);
   for (std::size_t i = 0; i < tile.size(); ++i) tile[i] = row[i % dims];
   return tile;
 }
 
-Uniform MakeUniform(const GaussianCoefficients& c, std::size_t dims, const Moments& moments,
-                    const GaussianOptions& options) {
-  const bool normalize = options.normalize_advantage && moments.count > 1.0;
-  const double rows = std::max(moments.count, 1.0);
-  Uniform u;
-  u.dims = dims;
-  u.prior_policy = options.prior_policy;
-  u.clips_value = c.clip_range_vf < std::numeric_limits<float>::infinity();
-  u.log_prob_constant = static_cast<float>(-kHalfLog2Pi * static_cast<double>(dims));
-  u.half_log_temperature = 0.5f * std::log(c.prior_temperature);
-  u.advantage_mean = normalize ? static_cast<float>(moments.mean) : 0.0f;
-  u.advantage_scale = normalize ? static_cast<float>(1.0 / (moments.std + 1e-8)) : 1.0f;
-  u.clip_range = c.clip_range;
-  u.ratio_low = 1.0f - c.clip_range;
-  u.ratio_high = 1.0f + c.clip_range;
-  u.clip_range_vf = c.clip_range_vf;
-  u.inv_rows = static_cast<float>(1.0 / rows);
-  u.value_grad = static_cast<float>(2.0 * c.vf_coef / rows);
-  u.kl_grad = static_cast<float>(c.kl_coef / rows);
-  u.entropy_grad = static_cast<float>(c.ent_coef / rows);
-  return u;
-}
-
-void WriteStatistics(const Sums& sums, const GaussianCoefficients& c, std::size_t dims, double count,
-                     float* statistics) {
-  const double rows = std::max(count, 1.0);
-  const double policy_loss = -sums.policy / rows;
-  const double value_loss = sums.squared_errors / rows;
-  const double entropy = (sums.log_std + (0.5 + kHalfLog2Pi) * static_cast<double>(dims) * count) / rows;
-  const double prior_kl = sums.prior_kl / rows;
-  const double loss = policy_loss + c.vf_coef * value_loss - c.ent_coef * entropy + c.kl_coef * prior_kl;
-  const double all[] = {loss,     policy_loss,           value_loss,         entropy,
-                        prior_kl, sums.approx_kl / rows, sums.clipped / rows};
-  std::transform(std::begin(all), std::end(all), statistics, [](double x) { return static_cast<float>(x); });
-}
-
-}  // namespace
-
-void UnsafePpoKlGaussian(const GaussianInputs& in, const GaussianCoefficients& coefficients,
-                         const GaussianOutputs& out, const GaussianShape& shape,
-                         const GaussianOptions& options) {
-  const Kernels kernels = Choose(options.portable);
-  const std::size_t dims = shape.dims, block = kBlockRows * dims, tile = kGroupRows * dims;
-  const Moments moments = kernels.advantage_moments(in.advantages, in.weight, shape.rows);
-  const Uniform uniform = MakeUniform(coefficients, dims, moments, options);
-
-  Arena arena(9 * block + tile + 2 * kBlockRows);
-  const auto table = [&](bool per_row) {
-    return Table{arena.Take(per_row ? block : tile), per_row ? tile : 0};
-  };
-  Scratch scratch;
-  scratch.log_std = table(shape.log_std_per_row);
-  scratch.std = table(shape.log_std_per_row);
-  scratch.inv_std = table(shape.log_std_per_row);
-  scratch.prior_log_std = table(shape.prior_log_std_per_row);
-  scratch.prior_scale = table(shape.prior_log_std_per_row);
+// Working memory of one thread, but for the tables that all rows share.
+Scratch MakeScratch(Arena& arena, const GaussianShape& shape, const Scratch& shared) {
+  const std::size_t block = kBlockRows * shape.dims, tile = kGroupRows * shape.dims;
+  Scratch scratch = shared;
+  const auto table = [&] { return Table{arena.Take(block), tile}; };
+  if (shape.log_std_per_row) {
+    scratch.log_std = table();
+    scratch.std = table();
+    scratch.inv_std = table();
+  }
+  if (shape.prior_log_std_per_row) {
+    scratch.prior_log_std = table();
+    scratch.prior_scale = table();
+  }
   for (float** p : {&scratch.z, &scratch.log_prob_terms, &scratch.weight, &scratch.log_prob_grad}) {
     *p = arena.Take(block);
   }
   scratch.row_log_prob = arena.Take(kBlockRows);
   scratch.row_grad = arena.Take(kBlockRows);
   scratch.log_std_grad_tile = arena.Take(tile);
-  if (!shape.log_std_per_row) {
-    kernels.fill_policy_tables(scratch, Tile(in.log_std, dims).data(), tile);
-  }
-  if (!shape.prior_log_std_per_row) {
-    kernels.fill_prior_tables(scratch, uniform, Tile(in.prior_log_std, dims).data(), tile);
-  }
+  return scratch;
+}
 
-  Sums sums = {};
-  std::vector<double> log_std_grad_tile(tile, 0.0);
-  const std::size_t whole = shape.rows / kGroupRows * kGroupRows;
-  for (std::size_t first = 0; first < whole; first += kBlockRows) {
-    const std::size_t groups = std::min(kBlockRows, whole - first) / kGroupRows;
-    kernels.block(scratch, uniform, From(in, shape, first), From(out, shape, first), shape, groups, &sums,
-                  log_std_grad_tile.data());
+}  // namespace
+
+void UnsafePpoKlGaussian(const GaussianInputs& in, const PpoCoefficients& coefficients,
+                         const GaussianOutputs& out, const GaussianShape& shape, const PpoOptions& options) {
+  const Kernels& kernels = Choose(options.portable);
+  const std::size_t dims = shape.dims, block = kBlockRows * dims, tile = kGroupRows * dims;
+  const PpoMoments moments = kernels.advantage_moments(in.rows.advantages, in.rows.weight, shape.rows);
+  const GaussianUniform uniform{MakePpoUniform(coefficients, moments, options), dims,
+                                static_cast<float>(-kHalfLog2Pi * static_cast<double>(dims)),
+                                0.5f * std::log(coefficients.prior_temperature)};
+
+  // The boundaries depend on the shape alone, and so do the sums.
+  const std::size_t chunk_rows = kBlockRows * std::max<std::size_t>(1, kChunkElements / block);
+  const std::size_t chunks = (shape.rows + chunk_rows - 1) / chunk_rows;
+  const int threads = shape.rows * dims < kThreadElements ? 1 : std::max(1, options.threads);
+
+  Arena arena(5 * tile + static_cast<std::size_t>(threads) * (9 * block + tile + 2 * kBlockRows));
+  Scratch shared = {};
+  for (Table* table :
+       {&shared.log_std, &shared.std, &shared.inv_std, &shared.prior_log_std, &shared.prior_scale}) {
+    *table = {arena.Take(tile), 0};
   }
+  if (!shape.log_std_per_row) kernels.fill_policy_tables(shared, Tile(in.log_std, dims).data(), tile);
+  if (!shape.prior_log_std_per_row) {
+    kernels.fill_prior_tables(shared, uniform, Tile(in.prior_log_std, dims).data(), tile);
+  }
+  std::vector<Scratch> scratch;
+  for (int thread = 0; thread < threads; ++thread) scratch.push_back(MakeScratch(arena, shape, shared));
+
+  std::vector<PpoSums> sums(chunks);
+  std::vector<double> log_std_grad_tiles(chunks * tile, 0.0);
+  const std::size_t whole = shape.rows / kGroupRows * kGroupRows;
+  ParallelFor(chunks, threads, [&](std::size_t chunk, int thread) {
+    const Scratch& own = scratch[static_cast<std::size_t>(thread)];
+    double* log_std_grad_tile = log_std_grad_tiles.data() + chunk * tile;
+    const std::size_t end = std::min((chunk + 1) * chunk_rows, whole);
+    for (std::size_t first = chunk * chunk_rows; first < end; first += kBlockRows) {
+      const std::size_t groups = std::min(kBlockRows, end - first) / kGroupRows;
+      kernels.block(own, uniform, From(in, shape, first), From(out, shape, first), shape, groups,
+                    &sums[chunk], log_std_grad_tile);
+    }
+  });
   if (whole < shape.rows) {
     const Tail tail(in, shape, whole);
-    kernels.block(scratch, uniform, tail.padded, tail.grads, shape, 1, &sums, log_std_grad_tile.data());
-    tail.CopyGradsTo(out);
+    kernels.block(scratch[0], uniform, tail.padded, tail.grads, shape, 1, &sums[chunks - 1],
+                  log_std_grad_tiles.data() + (chunks - 1) * tile);
+    tail.CopyGradsTo(out, in.rows.values_grad);
   }
   if (!shape.log_std_per_row) {
     for (std::size_t d = 0; d < dims; ++d) {
       double sum = 0.0;
-      for (std::size_t i = d; i < tile; i += dims) sum += log_std_grad_tile[i];
+      for (std::size_t i = d; i < log_std_grad_tiles.size(); i += dims) sum += log_std_grad_tiles[i];
       out.log_std_grad[d] = static_cast<float>(sum);
     }
   }
-  WriteStatistics(sums, coefficients, dims, moments.count, out.statistics);
+  PpoSums total;
+  for (const PpoSums& part : sums) total += part;
+  // So far the entropy is the sum of log stds.
+  total.entropy += (0.5 + kHalfLog2Pi) * static_cast<double>(dims) * moments.count;
+  WritePpoStatistics(total, coefficients, moments.count, out.statistics);
 }
 
 }  // namespace lago

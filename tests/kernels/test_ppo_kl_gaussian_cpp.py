@@ -1,7 +1,12 @@
 """The native Gaussian loss against float64 autograd of the reference, with and without AVX2."""
 
+import os
+import signal
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from lago_fast.kernels.ppo_kl_gaussian import cpp_fused, eager
@@ -173,6 +178,91 @@ def test_same_input_same_bits(portable):
         assert all(torch.equal(a, b) for a, b in zip(part, same, strict=True))
 
 
+@pytest.fixture
+def _threads_restored():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@portable
+@pytest.mark.parametrize("policy_std_per_row", [False, True])
+@pytest.mark.parametrize(("rows", "dims"), [(20_003, 4), (5000, 17)])
+@pytest.mark.usefixtures("_threads_restored")
+def test_threads_do_not_change_a_bit(rows, dims, policy_std_per_row, portable):
+    x = draw(rows, dims, policy_std_per_row=policy_std_per_row)
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        outputs, grads = cpp_fused.loss_and_grads(x, coefficients(), out=poisoned(x), portable=portable)
+        results.append((*outputs, *grads))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.usefixtures("_threads_restored")
+def test_threads_start_again_after_a_fork():
+    torch.set_num_threads(2)
+    x = draw(20_000, 4)
+    expected = cpp_fused.loss_and_grads(x, coefficients())
+    buffers = poisoned(x)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        again = cpp_fused.loss_and_grads(x, coefficients(), out=buffers)
+        torch.set_num_threads(1)  # OpenMP's threads, unlike ours, do not start again
+        same = all(
+            torch.equal(a, b) for parts in zip(expected, again, strict=True) for a, b in zip(*parts, strict=True)
+        )
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def extreme(rows: int, dims: int, seed: int, policy_std_per_row: bool) -> Inputs:
+    """Rows whose ratio is at the clip edge or far from it, with stds at their bounds."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def choose(values: list[float], *shape: int) -> Tensor:
+        return torch.tensor(values)[torch.randint(len(values), shape, generator=generator)]
+
+    mean, prior_mean = (choose([0.0, 1.0, -1.0, 30.0], rows, dims) for _ in range(2))
+    log_std = choose([0.0, -8.0, 2.0, -1.0], *((rows, dims) if policy_std_per_row else (dims,)))
+    actions = mean + log_std.exp() * choose([0.0, 1.0, -4.0], rows, dims)
+    log_prob = torch.distributions.Normal(mean.double(), log_std.double().exp()).log_prob(actions.double()).sum(-1)
+    old = (log_prob - choose([0.8, 1.2, 1.0, 0.5, 3.0], rows).log()).float()
+    columns = [choose([0.0, -10.0, 1e-3, 7.5], rows) for _ in range(4)]
+    weight = choose([0.0, 1.0, 1.0], rows)
+    prior_log_std = choose([0.0, -1.6, 1.0], rows, dims)
+    return Inputs(mean, log_std, columns[0], actions, old, *columns[1:], weight, prior_mean, prior_log_std)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(st.integers(1, 20), st.integers(1, 9)),
+    seed=st.integers(0, 2**31),
+    policy_std_per_row=st.booleans(),
+    portable=st.booleans(),
+)
+def test_extremes(shape, seed, policy_std_per_row, portable):
+    x = extreme(*shape, seed, policy_std_per_row)
+    outputs, grads = cpp_fused.loss_and_grads(x, coefficients(), out=poisoned(x), portable=portable)
+    truth, true_grads = eager.loss_and_grads(widened(x), widened(coefficients()))
+    counts = x.weight != 0
+    assert not grads.mean[~counts].any()
+    assert not grads.values[~counts].any()
+    for name, got, expected in zip(eager.Outputs._fields, outputs, truth, strict=True):
+        if name != "clip_fraction":  # which jumps at the edge
+            torch.testing.assert_close(got.double(), expected, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    torch.testing.assert_close(grads.values.double(), true_grads.values, rtol=1e-4, atol=1e-5)
+    # at the edge of the clip the surrogate has two derivatives
+    z = (x.actions.double() - x.mean.double()) * (-x.log_std.double()).exp()
+    log_prob = (-0.5 * z.square() - x.log_std.double() - 0.91893853320467274).sum(-1)
+    kept = (((log_prob - x.old_log_prob.double()).exp() - 1).abs() - 0.2).abs() > 1e-2
+    scale = true_grads.mean.abs().max() + 1e-30
+    torch.testing.assert_close(grads.mean[kept].double() / scale, true_grads.mean[kept] / scale, rtol=1e-2, atol=1e-3)
+
+
 def test_views_are_read_as_what_they_show():
     x = draw(30, 4)
     expected = cpp_fused.loss_and_grads(x, coefficients())
@@ -191,6 +281,9 @@ def test_half_types_are_computed_in_float32(dtype):
     for got, expected in zip(grads, true_grads, strict=True):
         assert got.dtype == dtype
         torch.testing.assert_close(got.double(), expected, rtol=1e-2, atol=1e-4)
+    buffers = poisoned(x)
+    assert cpp_fused.loss_and_grads(x, coefficients(), out=buffers)[1] is buffers
+    assert all(torch.equal(a, b) for a, b in zip(buffers, grads, strict=True))
 
 
 @pytest.mark.parametrize(

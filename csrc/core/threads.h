@@ -1,0 +1,20 @@
+// A loop over chunks of work on several threads.
+#ifndef LAGO_CORE_THREADS_H_
+#define LAGO_CORE_THREADS_H_
+
+#include <cstddef>
+#include <functional>
+
+namespace lago {
+
+// Calls work(chunk, thread) once for each chunk in [0, chunks), on at most `threads` threads, this one among
+// them; `thread` is in [0, threads), and no two calls with the same one overlap. Which thread takes which
+// chunk is decided as they come: what the work computes must not depend on it. `work` must not throw.
+//
+// The threads are kept for the next call, and sleep between calls. A second call while one runs, from another
+// thread, does its work alone. After a fork the child starts threads of its own.
+void ParallelFor(std::size_t chunks, int threads, const std::function<void(std::size_t, int)>& work);
+
+}  // namespace lago
+
+#endif  // LAGO_CORE_THREADS_H_

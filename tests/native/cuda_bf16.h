@@ -1,0 +1,4 @@
+// Found instead of CUDA's own header of this name.
+#pragma once
+
+#include "cuda_on_cpu.h"
