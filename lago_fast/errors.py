@@ -75,3 +75,11 @@ class CorruptFile(LagoError, ValueError):
 
 class NotSaved(LagoError, OSError):
     """A file that could not be written, on a full disk for one; what stood in its place stands."""
+
+
+class QuantizedTooFar(LagoError, ValueError):
+    """A quantized prior whose answers are further from the exact prior's than is allowed, or were not compared."""
+
+
+class InsufficientMemory(LagoError, MemoryError):
+    """A fit that cannot go into the memory of its device; refused before it starts."""

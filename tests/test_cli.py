@@ -218,6 +218,19 @@ def test_fit_prior_prints_what_it_measured(demos, backbone, tmp_path, capsys):
     assert not (path / "amortised").exists()
 
 
+def test_fit_prior_plans_its_memory_and_quantizes(demos, backbone, tmp_path, capsys):
+    path = tmp_path / "prior"
+    words = ("--backbone", backbone, "--epochs", 1, "--no-student", "--quantization", "int8")
+    words = (*words, "--max-quantization-kl", 0.3, "--gradient-accumulation-steps", 2)
+    assert lago("fit-prior", "--demos", demos, "--out", path, *words) == 0
+    told = capsys.readouterr()
+    assert "memory plan: " in told.err
+    assert "quantization.kl_nats" in told.out
+    config = json.loads((path / "config.json").read_text())
+    assert (config["quantization"], config["max_quantization_kl"]) == ("int8", 0.3)
+    assert json.loads((path / "metrics.json").read_text())["quantization"]["agreement"] <= 1
+
+
 def test_a_prior_is_not_overwritten_unasked(prior, demos, backbone, refused):
     before = (prior / "config.json").read_bytes()
     assert "RunExists" in refused("fit-prior", "--demos", demos, "--out", prior, "--backbone", backbone)

@@ -1,7 +1,10 @@
 """Does a prior fit a model and its env? Checked once, before anything is trained.
 
-Test: pytest tests/algorithms/test_fast_kl_ppo.py
+Test: pytest tests/algorithms/test_fast_kl_ppo.py tests/algorithms/test_prior_match.py
 """
+
+import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,12 +13,12 @@ from torch import Tensor
 
 from lago_fast.algorithms.heads import CategoricalHead, GaussianHead
 from lago_fast.algorithms.lanes import array_lane_of
-from lago_fast.errors import PriorMismatch, UnsupportedArgument
+from lago_fast.errors import PriorMismatch, QuantizedTooFar, UnsupportedArgument
 from lago_fast.priors.base import ActionPrior, check_frozen, match_instructions
 
 
 def check_prior(prior: ActionPrior, head: GaussianHead | CategoricalHead, digest: str | None) -> None:
-    """Raise when a prior is trainable, answers for another action space, or is not the one of `digest`.
+    """Raise when a prior is trainable, quantized too far, of another action space, or not the one of `digest`.
 
     Args:
         prior: the candidate.
@@ -23,9 +26,10 @@ def check_prior(prior: ActionPrior, head: GaussianHead | CategoricalHead, digest
         digest: of the prior that the model was trained with, None where there was none.
 
     Raises:
-        TrainablePrior, PriorMismatch: see above.
+        TrainablePrior, QuantizedTooFar, PriorMismatch: see above.
     """
     check_frozen(prior)
+    check_quantization(prior)
     if digest not in (None, prior.digest):
         raise PriorMismatch(
             f"prior: this model was trained with prior {digest} and got {prior.digest}; pass the same one"
@@ -35,6 +39,27 @@ def check_prior(prior: ActionPrior, head: GaussianHead | CategoricalHead, digest
             f"prior: fitted for a {prior.kind} policy with {prior.action_dim} actions or dimensions, the env needs "
             f"{head.kind} with {head.action_dim}; fit it on demonstrations of this env"
         )
+
+
+def check_quantization(prior: ActionPrior) -> None:
+    """Raise QuantizedTooFar when a prior, or one behind it, is further from the exact one than its own bound.
+
+    The bound is the prior's `max_quantization_kl`, in nats on average over held-out states; an infinite one is met
+    without a measurement.
+    """
+    asked: Any = prior
+    while asked is not None:
+        if getattr(asked, "quantization", "none") != "none":
+            kl, bound = asked.quantization_kl_nats, asked.max_quantization_kl
+            if not kl <= bound and bound != math.inf:
+                measured = "was never measured" if math.isnan(kl) else f"is {kl:.3f} nats on held-out states"
+                raise QuantizedTooFar(
+                    f"prior: quantized to {asked.quantization}, its KL from the exact prior {measured}, and at most "
+                    f"{bound:g} are allowed; take the exact prior or another quantization, calibrate its head "
+                    "(quantize_prior with calibration_states), or raise its max_quantization_kl"
+                )
+        # a student has its `exact` prior behind it, a cache its `inner` one
+        asked = getattr(asked, "exact", None) or getattr(asked, "inner", None)
 
 
 def match_env(prior: ActionPrior, env: VecEnv) -> Tensor:

@@ -24,8 +24,8 @@ class FitPrior(Command):
     """The language model: a folder, or a name on the Hugging Face hub."""
     random_init: bool = False
     """Draw the language model's weights at random instead: a control that shows what pretraining adds."""
-    finetune: Literal["frozen", "lora", "full"] = "frozen"
-    """Which of the language model's weights are fitted: none, small adapters, or all."""
+    finetune: Literal["frozen", "lora", "qlora", "full"] = "frozen"
+    """Which of the language model's weights are fitted: none, small adapters, adapters on 4-bit weights, or all."""
     form: Literal["auto", "pooled", "prompt"] = "auto"
     """What it reads: the instruction as one vector (fast), or all its words; auto: by the kind of model."""
     layers: int = PriorSettings.layers or 0
@@ -56,6 +56,14 @@ class FitPrior(Command):
     """Stop after so many passes without a better result on the held-out episodes."""
     max_seconds: Annotated[float | None, by_default("no limit")] = None
     """Stop after so many seconds."""
+    gradient_checkpointing: bool = False
+    """Compute the language model's layers twice instead of keeping them: less memory, more time."""
+    gradient_accumulation_steps: int = 1
+    """Read each batch in so many parts, one after the other: the same fit in less memory."""
+    quantization: Literal["none", "bf16", "int8", "nf4", "fp8"] = "none"
+    """Bits of the language model's weights once it is fitted: less memory, and answers that are a little off."""
+    max_quantization_kl: float = 0.05
+    """How far off, in nats on average, they may be for `lago train` to take the prior."""
     no_student: bool = False
     """Leave out the fast student that --prior-mode amortised uses."""
     student_epochs: int = PriorSettings.student_epochs
@@ -110,6 +118,10 @@ class FitPrior(Command):
                 val_fraction=self.val_fraction,
                 patience=self.patience,
                 max_seconds=self.max_seconds,
+                gradient_checkpointing=self.gradient_checkpointing,
+                gradient_accumulation_steps=self.gradient_accumulation_steps,
+                quantization=self.quantization,
+                max_quantization_kl=self.max_quantization_kl,
                 seed=self.seed,
                 device=device,
                 progress=lambda at: advance("fitting, passes over the demonstrations", at["epoch"], at["epochs"]),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lago_fast.priors.base import ActionPrior, PriorOutput, check_frozen, match_instructions
     from lago_fast.priors.finetune import fit_prior
     from lago_fast.priors.latent_action import LatentActionPrior
+    from lago_fast.priors.quantize import quantize_prior
     from lago_fast.priors.student import StudentConfig
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "find_backbone",
     "fit_prior",
     "match_instructions",
+    "quantize_prior",
 ]
 
 _HOME = {
@@ -40,6 +42,7 @@ _HOME = {
     "find_backbone": "backbone",
     "fit_prior": "finetune",
     "match_instructions": "base",
+    "quantize_prior": "quantize",
 }
 
 

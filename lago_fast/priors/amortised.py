@@ -2,13 +2,15 @@
 
 The student is distilled by exact KL on the exact prior's answers (Hinton et al., arXiv 1503.02531).
 During training a sample of the live states is put to the exact prior too: that audit is measured before the
-student learns from it, so the logged KL is of answers that were really given. Labelling the states that a
-learner visits is DAgger's idea (Ross et al., arXiv 1011.0686).
+student learns from it, so the logged KL is of answers that were really given. When it exceeds a bound, the exact
+prior answers instead, and teaches, until the student is below it again. Labelling the states that a learner visits
+is DAgger's idea (Ross et al., arXiv 1011.0686).
 Test: pytest tests/priors/test_amortised.py
 """
 
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +35,10 @@ from lago_fast.priors.latent_action import LatentActionPrior
 from lago_fast.priors.memory import Memory, pick_rows
 from lago_fast.priors.student import Student, StudentConfig, distillation_kl
 
+logger = logging.getLogger(__name__)
+
+FALLBACK_PASSES = 4  # of the student over the rows that the exact prior answers in its place
+
 
 class AmortisedPrior(nn.Module):
     """A student MLP in front of an exact prior; `fit` it before it is queried.
@@ -45,6 +51,9 @@ class AmortisedPrior(nn.Module):
     """
 
     mode = "amortised"
+    audit_kl_nats: float  # moving
+    audited_rows: int  # since the fit, of the student's answers
+    audited_kl_sum: float  # over them
 
     def __init__(self, exact: LatentActionPrior, config: StudentConfig | None = None) -> None:
         super().__init__()
@@ -91,9 +100,17 @@ class AmortisedPrior(nn.Module):
         self.exact.extend_instructions(texts)
 
     def telemetry(self) -> dict[str, float]:
-        """Return what happened since the last call: mean audited KL (when one was due), exact queries, refits."""
+        """Return what happened since the last call.
+
+        How many rows were put to the exact prior, the share of all rows that it answered in the student's place,
+        how often the student learnt, and when an audit was due its mean KL.
+        """
         log, self._log = self._log, dict.fromkeys(self._log, 0.0)
-        found = {"prior/exact_queries": log["exact_queries"], "prior/student_refits": log["refits"]}
+        found = {
+            "prior/exact_queries": log["exact_queries"],
+            "prior/exact_fallback": log["fallback_rows"] / max(1.0, log["answered_rows"]),
+            "prior/student_refits": log["refits"],
+        }
         if log["rows"]:
             found["prior/audit_kl_nats"] = log["kl_sum"] / log["rows"]
         return found
@@ -102,23 +119,57 @@ class AmortisedPrior(nn.Module):
 
     @torch.no_grad()
     def query(self, state: Tensor, instruction_id: Tensor) -> PriorOutput:
-        """Answer for raw states [B, S] float32 and instruction ids [B] int64 with the student alone.
+        """Answer for raw states [B, S] float32 and instruction ids [B] int64 with the student.
 
         With `refresh`, while the moving audit is above `refresh_kl` and before the first one, it learns from the
-        exact answers to a sample of the rows first. Another sample is audited afterwards.
+        exact answers to a sample of the rows first. Another sample is audited afterwards. While the moving audit is
+        above `fallback_kl`, the exact prior answers all rows, and with `refresh` the student learns from them.
         Raises PriorMismatch and NonFiniteError as the exact prior does, PriorMismatch before `fit`.
         """
         if math.isnan(self.heldout_kl_nats):
             raise PriorMismatch("prior: the student was never fitted; call fit(states, instruction_id) first")
         state, instruction_id = state.to(self.device), instruction_id.to(self.device)
         check_query(self, state, instruction_id)
+        self._log["answered_rows"] += len(state)
+        if self.falls_back:
+            return self._fall_back(state, instruction_id)
         if self.config.refresh and (not self.audited_rows or self.audit_kl_nats > self.config.refresh_kl):
             self._catch_up(state, instruction_id)
-        answer = answer_in_chunks(
-            lambda s, i: self.exact.bounded(self(s, i)), state, instruction_id, self.exact.query_batch_size
-        )
+        answer = self._student_answer(state, instruction_id)
         self._audit(state, instruction_id, answer)
         return answer
+
+    def _student_answer(self, state: Tensor, ids: Tensor) -> PriorOutput:
+        return answer_in_chunks(lambda s, i: self.exact.bounded(self(s, i)), state, ids, self.exact.query_batch_size)
+
+    @property
+    def falls_back(self) -> bool:
+        """Tell whether the exact prior answers in the student's place."""
+        bound = self.config.fallback_kl
+        return bound is not None and bool(self.audited_rows) and self.audit_kl_nats > bound
+
+    def _fall_back(self, state: Tensor, ids: Tensor) -> PriorOutput:
+        """Answer exactly; audit what the student would have said, and let it learn."""
+        with torch.inference_mode(False), torch.no_grad():
+            state, ids = state.clone(), ids.clone()
+            exact = self._ask(state, ids)
+            kl = float(prior_kl(self._student_answer(state, ids), exact).mean())
+            if self.config.refresh:
+                self._refresh(math.ceil(FALLBACK_PASSES * len(state) / self._live_batch))
+        self._log["fallback_rows"] += len(state)
+        self._move_audit(kl, 0)
+        return exact
+
+    def _move_audit(self, kl: float, rows: int) -> None:
+        """Take a new audit, of answers given to so many rows, into the moving one; say who answers from then on."""
+        before, first = self.falls_back, not self.audited_rows
+        self.audited_rows += rows
+        self.audited_kl_sum += kl * rows
+        self.audit_kl_nats = kl if first else 0.5 * self.audit_kl_nats + 0.5 * kl
+        if self.falls_back != before:
+            who = "the exact prior" if self.falls_back else "the student"
+            at, bound = self.audit_kl_nats, self.config.fallback_kl
+            logger.info(f"audited KL of the student {at:.3f} nats, bound {bound}: {who} answers from here on")
 
     def forward(self, state: Tensor, instruction_id: Tensor) -> PriorOutput:
         """Return the student's unclamped, unfloored distribution for raw states [B, S] and ids [B]."""
@@ -227,12 +278,12 @@ class AmortisedPrior(nn.Module):
     # auditing
 
     def _forget_audits(self) -> None:
-        self.audit_kl_nats = 0.0  # moving
-        self.audited_rows, self.audited_kl_sum = 0, 0.0  # since the fit
+        self.audit_kl_nats, self.audited_rows, self.audited_kl_sum = 0.0, 0, 0.0
         self._audit_due = float(self.config.audit_batch)  # rows; the first answers are audited
         self._refresh_due = 0.0  # rows
         self._pending = Memory(self.config.audit_window)  # answered rows that wait for an audit
-        self._log = dict.fromkeys(("rows", "kl_sum", "exact_queries", "refits"), 0.0)
+        names = ("rows", "kl_sum", "exact_queries", "refits", "answered_rows", "fallback_rows")
+        self._log = dict.fromkeys(names, 0.0)
 
     def _sample(self, due: float, rows: int) -> Tensor:
         """Return the indices of as many rows as are due, of so many."""
@@ -260,9 +311,7 @@ class AmortisedPrior(nn.Module):
             rows, row_ids, given = self._pending.take(torch.arange(self._pending.rows, device=self.device))
             self._pending = Memory(self.config.audit_window)
             kl = float(prior_kl(given, self._ask(rows, row_ids)).mean())
-        self.audit_kl_nats = kl if not self.audited_rows else 0.5 * self.audit_kl_nats + 0.5 * kl
-        self.audited_rows += len(rows)
-        self.audited_kl_sum += kl * len(rows)
+        self._move_audit(kl, len(rows))
         self._log["rows"] += len(rows)
         self._log["kl_sum"] += kl * len(rows)
 
@@ -277,9 +326,13 @@ class AmortisedPrior(nn.Module):
             self._ask(state[pick], ids[pick])
             self._refresh(math.ceil(self.config.refresh_steps * len(pick) / self.config.refresh_rows))
 
+    @property
+    def _live_batch(self) -> int:
+        return max(1, self.config.batch_size // 2)
+
     def _refresh(self, steps: int) -> None:
         """Take optimiser steps on live and taught rows, half and half."""
-        half = max(1, self.config.batch_size // 2)
+        half = self._live_batch
         with torch.enable_grad():
             self.student.requires_grad_(True)
             if self._optimiser is None:

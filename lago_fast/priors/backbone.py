@@ -43,7 +43,8 @@ class Backbone:
     seed: int  # of the draw; 0 when pretrained
     kind: Literal["encoder", "decoder"]
     hidden_size: int
-    model: Any
+    max_tokens: int | None  # longest sequence that it reads; None: any length
+    model: Any  # of an encoder-decoder the encoder
     tokenizer: Any
 
     def reference(self) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def find_backbone(
     Raises:
         BackboneUnavailable: neither folder, hub nor package has it.
         HashMismatch: the weights are not the expected ones.
-        UnsupportedArgument: an architecture without a plain stack of hidden states.
+        UnsupportedArgument: an architecture that reads no `inputs_embeds` of the width of its hidden states.
     """
     folder, source, found_revision = _locate(name, revision, weights=not random_init)
     if not random_init:
@@ -94,6 +95,7 @@ def find_backbone(
         seed=seed if random_init else 0,
         kind=_kind(model.config),
         hidden_size=int(model.config.hidden_size),
+        max_tokens=_max_tokens(model.config, tokenizer),
         model=model,
         tokenizer=tokenizer,
     )
@@ -136,7 +138,7 @@ def tokenise(backbone: Backbone, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     Raises UnsupportedArgument for a text with no tokens, or too long to leave a place for the state token.
     """
     ids = [list(backbone.tokenizer(text)["input_ids"]) for text in texts]
-    limit = getattr(backbone.model.config, "max_position_embeddings", None)
+    limit = backbone.max_tokens
     for text, row in zip(texts, ids, strict=True):
         if not row:
             raise UnsupportedArgument(f"instructions: {text!r} has no tokens; write a sentence")
@@ -160,7 +162,9 @@ def keep_layers(model: Any, layers: int) -> None:
     total = int(model.config.num_hidden_layers)
     if not 1 <= layers <= total:
         raise UnsupportedArgument(f"layers: {layers}, but the backbone has 1 to {total}")
-    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == total]
+    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == total}
+    # a layer may be a list of as many parts itself
+    stacks = [m for n, m in lists.items() if not any(n.startswith(f"{outer}.") for outer in lists)]
     if len(stacks) != 1:
         raise UnsupportedArgument("layers: this architecture has no single stack of layers; leave layers=None")
     del stacks[0][layers:]
@@ -277,8 +281,6 @@ def _load(folder: Path, random_init: bool, seed: int) -> tuple[Any, Any]:
     log.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        if config.is_encoder_decoder:
-            raise UnsupportedArgument(f"backbone: {folder} is an encoder-decoder; give an encoder or a decoder")
         config.use_cache = False  # one pass reads it all: a decoder's keys and values would be kept for nothing
         if random_init:
             with torch.random.fork_rng(devices=[]):
@@ -298,15 +300,32 @@ def _load(folder: Path, random_init: bool, seed: int) -> tuple[Any, Any]:
         log.set_verbosity(verbosity)
         if bars:
             log.enable_progress_bar()
+    if config.is_encoder_decoder:
+        model = model.get_encoder()
     if "inputs_embeds" not in inspect.signature(model.forward).parameters:
         raise UnsupportedArgument(f"backbone: {folder} takes no inputs_embeds, so no state token; choose another")
+    width, hidden = model.get_input_embeddings().weight.shape[1], model.config.hidden_size
+    if width != hidden:
+        raise UnsupportedArgument(
+            f"backbone: {folder} has word embeddings of {width} numbers and hidden states of {hidden}; "
+            "a state token needs one width, choose another"
+        )
     return model.eval().requires_grad_(False), tokenizer
+
+
+def _max_tokens(config: Any, tokenizer: Any) -> int | None:
+    """Return the longest sequence of a model with absolute or rotary positions; None where it names no limit."""
+    positions = getattr(config, "max_position_embeddings", None)
+    # of RoBERTa's 514 positions 512 are tokens', as its tokenizer knows; of relative positions no tokenizer decides
+    return None if positions is None else min(int(positions), int(tokenizer.model_max_length))
 
 
 def _kind(config: Any) -> Literal["encoder", "decoder"]:
     """Tell a bidirectional encoder from a causal decoder by what transformers can build on it."""
     from transformers.models.auto import modeling_auto
 
+    if config.is_encoder_decoder:
+        return "encoder"
     masked = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     causal = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     return "decoder" if causal and not masked else "encoder"

@@ -19,9 +19,13 @@ from torch import Tensor, nn
 from lago_fast.errors import NonFiniteError, UnsupportedArgument
 from lago_fast.priors.backbone import DEFAULT_BACKBONE, Backbone, find_backbone
 from lago_fast.priors.base import Kind, PriorOutput
+from lago_fast.priors.config import Finetune, Form, PriorConfig, Std
 from lago_fast.priors.folder import check_choice
-from lago_fast.priors.latent_action import Finetune, Form, LatentActionPrior, PriorConfig, Std
+from lago_fast.priors.latent_action import QUERY_ROWS, LatentActionPrior
+from lago_fast.priors.memory_plan import plan_fit
+from lago_fast.priors.quantize import MAX_KL_NATS, QUANTIZATIONS, Quantization, check_fp8, quantize_prior
 from lago_fast.priors.rows import Rows, action_space, check_rows, shuffle_across_tasks, split_episodes
+from lago_fast.priors.tuning import checkpoint_layers
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +65,10 @@ def fit_prior(
     val_fraction: float = 0.1,
     patience: int = 8,
     max_seconds: float | None = None,
+    gradient_checkpointing: bool = False,
+    gradient_accumulation_steps: int = 1,
+    quantization: Quantization = "none",
+    max_quantization_kl: float = MAX_KL_NATS,
     seed: int = 0,
     device: str | torch.device = "cpu",
     progress: Callable[[dict[str, float]], None] | None = None,
@@ -82,7 +90,8 @@ def fit_prior(
         backbone: name or path for `find_backbone`, or a loaded one.
         random_init: draw the backbone's weights afresh from `seed` (a control); needs a backbone by name.
         form: "pooled" or "prompt"; None: "pooled" for an encoder, "prompt" for a decoder.
-        finetune: which of the backbone's weights are fitted: "frozen" none, "lora" adapters, "full" all.
+        finetune: which of the backbone's weights are fitted: "frozen" none, "lora" adapters, "full" all; "qlora"
+            adapters on weights that are held, and answered with, in NF4.
         layers: use the first layers of the backbone only; None: all.
         std: "state_independent", "state_dependent" or "fixed" at `std_init`; Gaussian only, as the next two.
         std_init: std at the start.
@@ -98,6 +107,12 @@ def fit_prior(
         patience: epochs without a better validation loss before the fit stops.
         max_seconds: wall-clock budget of the passes; the schedule ends with it, so a fit that needs it is not
             reproducible.
+        gradient_checkpointing: keep only the inputs of the transformer's layers for the backward pass, and compute
+            the rest twice: less memory, more time.
+        gradient_accumulation_steps: parts in which a batch is read, one after the other: the same step in less memory.
+        quantization: of the backbone of the prior that is returned, once it is fitted: "bf16", "int8", "nf4" or
+            "fp8", its head calibrated on the fitted rows and its fidelity measured on the held-out ones.
+        max_quantization_kl: nats; what trainers are to take of it.
         seed: of split, initial weights, order and noise.
         device: where to compute; the prior stays there.
         progress: called after each epoch with {"epoch", "epochs", "train_loss", "val_loss", "seconds"}.
@@ -106,11 +121,18 @@ def fit_prior(
         DemonstrationError: empty, not finite, of differing lengths, or outside of the spaces.
         UnsupportedArgument: a value or a combination that cannot be honoured.
         BackboneUnavailable, HashMismatch: as `find_backbone`.
+        InsufficientMemory: the device has less free memory than the fit will need.
+        MissingExtra, DeviceUnavailable: the package or the device of a quantization is not there.
     """
     started = time.perf_counter()
     check_choice("loss", loss, ("nll", "mse"))
-    if min(epochs, batch_size, patience) < 1 or min(lr, math.inf if max_seconds is None else max_seconds) <= 0:
-        raise UnsupportedArgument("epochs, batch_size, patience, lr, max_seconds: must be positive")
+    _check_savings(finetune, gradient_checkpointing, quantization, val_fraction, torch.device(device))
+    if (
+        min(epochs, batch_size, patience, gradient_accumulation_steps) < 1
+        or min(lr, math.inf if max_seconds is None else max_seconds) <= 0
+    ):
+        names = "epochs, batch_size, patience, gradient_accumulation_steps, lr, max_seconds"
+        raise UnsupportedArgument(f"{names}: must be positive")
     if not 0 <= val_fraction < 1 or weight_decay < 0 or input_noise < 0:
         raise UnsupportedArgument("val_fraction: 0 <= f < 1; weight_decay, input_noise: not negative")
     rows, kind = check_rows(states, actions, instruction_id, episode_id, task_id, kind, len(instructions))
@@ -140,13 +162,28 @@ def fit_prior(
             std_floor=std_floor,
             head_hidden=head_hidden,
         )
+        plan_fit(
+            config,
+            backbone,
+            instructions,
+            rows=math.ceil(min(batch_size, len(train)) / gradient_accumulation_steps),
+            query_rows=QUERY_ROWS,
+            gradient_checkpointing=gradient_checkpointing,
+            device=torch.device(device),
+        )
         prior = LatentActionPrior(config, backbone, instructions)
         prior.fit_normaliser(rows.take(train).state)
         prior.to(device)
+        if gradient_checkpointing:
+            checkpoint_layers(prior.transformer, True)
         data = Rows(*(column.to(device) for column in rows))
-        recipe = _Recipe(loss, epochs, batch_size, lr, weight_decay, input_noise, patience, max_seconds)
+        recipe = _Recipe(
+            loss, epochs, batch_size, gradient_accumulation_steps, lr, weight_decay, input_noise, patience, max_seconds
+        )
         fit = _Fit(prior, data.take(train.to(device)), data.take(val.to(device)), recipe, generator)
         fit.run(progress)
+    if gradient_checkpointing:
+        checkpoint_layers(prior.transformer, False)
     prior.freeze()
     prior.metrics = {
         **fit.metrics(seed),
@@ -160,7 +197,41 @@ def fit_prior(
         "seed": seed,
         "seconds": time.perf_counter() - started,
     }
-    return prior
+    if quantization == "none":
+        return prior
+    held, fitted = rows.take(val), rows.take(train)
+    return quantize_prior(
+        prior,
+        quantization,
+        held.state,
+        held.instruction_id,
+        calibration_states=fitted.state,
+        calibration_ids=fitted.instruction_id,
+        max_quantization_kl=max_quantization_kl,
+    )
+
+
+def _check_savings(
+    finetune: Finetune, checkpointing: bool, quantization: Quantization, val_fraction: float, device: torch.device
+) -> None:
+    """Refuse what could not be honoured once the fit is done."""
+    check_choice("quantization", quantization, QUANTIZATIONS)
+    if checkpointing and finetune == "frozen":
+        raise UnsupportedArgument(
+            "gradient_checkpointing: a frozen backbone answers in evaluation mode, which computes nothing twice; "
+            'leave it out, or take finetune="lora"'
+        )
+    if quantization == "none":
+        return
+    if finetune in ("full", "qlora"):
+        raise UnsupportedArgument(
+            f'quantization: finetune="{finetune}" keeps {"its own" if finetune == "full" else "NF4"} weights; '
+            'leave it "none", or take finetune="lora"'
+        )
+    if val_fraction == 0:
+        raise UnsupportedArgument("quantization: its fidelity is measured on held-out rows; take val_fraction > 0")
+    if quantization == "fp8":
+        check_fp8(device)
 
 
 def nll(out: PriorOutput, action: Tensor) -> Tensor:
@@ -177,6 +248,7 @@ class _Recipe(NamedTuple):
     loss: str
     epochs: int
     batch_size: int
+    parts: int  # of a batch
     lr: float
     weight_decay: float
     input_noise: float
@@ -234,15 +306,16 @@ class _Fit:
                 break
             for group in self.optimiser.param_groups:
                 group["lr"] = self.recipe.lr * group["factor"] * one_cycle(done)
-            batch = self.train.take(index)
-            out = self.prior(batch.state, batch.instruction_id, self.recipe.input_noise)
-            loss = self._loss(out, batch.action).mean()
             self.optimiser.zero_grad()
-            loss.backward()
+            for part in index.split(math.ceil(len(index) / self.recipe.parts)):
+                batch = self.train.take(part)
+                out = self.prior(batch.state, batch.instruction_id, self.recipe.input_noise)
+                loss = self._loss(out, batch.action).mean() * (len(part) / len(index))
+                loss.backward()
+                total += float(loss.detach()) * len(index)
             nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
             self.optimiser.step()
             self.steps += 1
-            total += float(loss.detach()) * len(index)
             seen += len(index)
             if not math.isfinite(total):
                 raise NonFiniteError("loss: the fit diverged; lower lr, or look for outliers in states")

@@ -4,17 +4,17 @@ LaGO (arXiv 2606.24669) projects states into the language model's latent space a
 without text; projector, transformer and head are laid out as in KALM (arXiv 2404.09248). The sequence:
 
     "pooled"  [instruction latent, state]   the text is encoded once; fast, the default of encoders
-    "prompt"  [instruction tokens, state]   the full text in every query
+    "prompt"  [instruction tokens, state]   the full text; a decoder reads it once, for all queries
 
 The hidden state at the state token is the latent. Test: pytest tests/priors/test_latent_action.py
 """
 
-import copy
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,49 +22,16 @@ from torch import Tensor, nn
 from lago_fast.errors import HashMismatch, PriorMismatch, UnsupportedArgument
 from lago_fast.priors import backbone as backbones
 from lago_fast.priors import folder as folders
+from lago_fast.priors import prefix as prefixes
+from lago_fast.priors import quantize, tuning
 from lago_fast.priors.backbone import Backbone
-from lago_fast.priors.base import Kind, PriorOutput, check_query
+from lago_fast.priors.base import PriorOutput, check_query
 from lago_fast.priors.chunks import answer_in_chunks
+from lago_fast.priors.config import PriorConfig
+from lago_fast.priors.prefix import PrefixKV
+from lago_fast.priors.quantize import Quantization
 
-Form = Literal["pooled", "prompt"]
-Finetune = Literal["frozen", "lora", "full"]
-Std = Literal["state_independent", "state_dependent", "fixed"]
-
-
-@dataclass(frozen=True)
-class PriorConfig:
-    """What a latent-action prior is, apart from its weights and its instructions."""
-
-    kind: Kind
-    state_dim: int
-    action_dim: int  # D of a Gaussian, A of a categorical
-    action_low: tuple[float, ...] = ()  # [D]; empty for a categorical
-    action_high: tuple[float, ...] = ()
-    form: Form = "pooled"
-    finetune: Finetune = "frozen"
-    layers: int | None = None  # first layers of the transformer that read the sequence; None: all
-    std: Std = "state_independent"
-    std_init: float = 0.5  # and the value of a fixed std
-    std_floor: float = 0.2  # at query
-    state_clip: float = 5.0  # of the normalised state, in standard deviations
-    head_hidden: int | None = None  # width of the head's hidden layer; None: linear
-    instruction_adapter: bool = True  # learned linear map on the instruction latent, "pooled" only
-    lora_rank: int = 8
-    lora_alpha: int = 16
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be built."""
-        folders.check_choice("kind", self.kind, ("gaussian", "categorical"))
-        folders.check_choice("form", self.form, ("pooled", "prompt"))
-        folders.check_choice("finetune", self.finetune, ("frozen", "lora", "full"))
-        folders.check_choice("std", self.std, ("state_independent", "state_dependent", "fixed"))
-        if self.kind == "gaussian" and not len(self.action_low) == len(self.action_high) == self.action_dim:
-            raise PriorMismatch(
-                f"action_low, action_high: {len(self.action_low)} and {len(self.action_high)} values "
-                f"for {self.action_dim} action dimensions; give the bounds of the action box"
-            )
-        if self.std_init <= 0 or self.std_floor < 0 or self.state_clip <= 0:
-            raise UnsupportedArgument("std_init, std_floor, state_clip: must be positive (std_floor may be 0)")
+QUERY_ROWS = 1024  # of a forward pass of a query
 
 
 class LatentActionPrior(nn.Module):
@@ -76,6 +43,8 @@ class LatentActionPrior(nn.Module):
         instructions: M texts, each at most once.
         query_batch_size: rows per forward pass of a query.
         table: [M, Z] latents of the instructions where they are known; else they are computed here.
+        prefix_kv: keep a decoder's keys and values of the instructions, so that a query reads one token per state;
+            None: where `form` is "prompt" and the backbone a decoder. UnsupportedArgument where True cannot be.
 
     Built trainable where `config.finetune` says so; `freeze()` (called by fit_prior and load) ends that.
     """
@@ -96,8 +65,9 @@ class LatentActionPrior(nn.Module):
         backbone: Backbone,
         instructions: Sequence[str],
         *,
-        query_batch_size: int = 1024,
+        query_batch_size: int = QUERY_ROWS,
         table: Tensor | None = None,
+        prefix_kv: bool | None = None,
     ) -> None:
         super().__init__()
         if len(set(instructions)) != len(instructions):
@@ -107,12 +77,16 @@ class LatentActionPrior(nn.Module):
         self.instructions = list(instructions)
         self.query_batch_size = query_batch_size
         self.metrics: dict[str, Any] = {}
-        self._backbone = backbone
+        self.quantization: Quantization = "none"
+        self.max_quantization_kl = quantize.MAX_KL_NATS
+        self.prefix_kv = _prefix_wanted(prefix_kv, config, backbone)
+        self._prefix: tuple[Any, PrefixKV] | None = None
+        self._backbone = replace(backbone, model=None)  # which may be cut or quantized below, and is not kept whole
         width = backbone.hidden_size
         table = backbones.encode_instructions(instructions, backbone) if table is None else table
         self.register_buffer("table", table)
         self._tokenise()
-        self.transformer = _tunable(backbone.model, config)
+        self.transformer = tuning.tunable(backbone.model, config)
 
         # soft tokens enter at the scale of the word embeddings, whatever the family
         embedding = backbone.model.get_input_embeddings().weight
@@ -137,12 +111,17 @@ class LatentActionPrior(nn.Module):
 
     @property
     def digest(self) -> str:
-        """Return the SHA-256 over backbone, configuration, weights and instructions."""
+        """Return the SHA-256 over backbone, configuration, weights, instructions and quantization."""
+        return self._digest_as(self.quantization)
+
+    def _digest_as(self, quantization: Quantization) -> str:
         about = {
             "backbone": self.reference["sha256"],
             "config": asdict(self.config),
             "texts": self.instructions,
         }
+        if quantization != "none":
+            about["quantization"] = quantization
         tensors = {**self.own_tensors(), **self._tuned_tensors()}
         tensors["about"] = torch.tensor(list(json.dumps(about, sort_keys=True).encode()), dtype=torch.uint8)
         return backbones.hash_tensors(tensors)
@@ -164,7 +143,12 @@ class LatentActionPrior(nn.Module):
         """
         state, instruction_id = state.to(self.table.device), instruction_id.to(self.table.device)
         check_query(self, state, instruction_id)
-        return answer_in_chunks(lambda s, i: self.bounded(self(s, i)), state, instruction_id, self.query_batch_size)
+        prefix = self._prefix_now() if self.prefix_kv else None
+
+        def ask(states: Tensor, ids: Tensor) -> PriorOutput:
+            return self.bounded(self._distribution(self._latent(self.normalise(states), ids, prefix)))
+
+        return answer_in_chunks(ask, state, instruction_id, self.query_batch_size)
 
     # the network
 
@@ -176,7 +160,9 @@ class LatentActionPrior(nn.Module):
             instruction_id: [B] int64.
             noise: std of Gaussian noise added to the normalised state.
         """
-        latent = self._latent(self.normalise(state, noise), instruction_id)
+        return self._distribution(self._latent(self.normalise(state, noise), instruction_id))
+
+    def _distribution(self, latent: Tensor) -> PriorOutput:
         out = self.head(latent)
         if self.kind == "categorical":
             return PriorOutput(log_probs=out.log_softmax(dim=-1), latent=latent)
@@ -206,24 +192,29 @@ class LatentActionPrior(nn.Module):
         self.mean_state.copy_(mean)
         self.std_state.copy_(torch.where(std < 1e-6, torch.ones_like(std), std.clamp(min=1e-3)))
 
-    def _latent(self, normal: Tensor, instruction_id: Tensor) -> Tensor:
+    def _latent(self, normal: Tensor, instruction_id: Tensor, prefix: PrefixKV | None = None) -> Tensor:
         state_token = self.projector(normal) * self.token_rms  # [B, Z]
+        if prefix is not None:
+            return prefixes.read_state(self.transformer, prefix, state_token, instruction_id).float()
         if self.config.form == "pooled":
             text = self.table[instruction_id] * self.table.shape[1] ** 0.5
             text = (text if self.adapter is None else self.adapter(text)) * self.token_rms
-            return self._run(torch.stack([text, state_token], dim=1), None)[:, 1]
+            sequence = torch.stack([text, state_token], dim=1).to(quantize.compute_dtype(self.quantization))
+            return self.transformer(inputs_embeds=sequence, attention_mask=None).last_hidden_state[:, 1].float()
         lengths = self.lengths[instruction_id]
-        longest = int(lengths.max())
-        rows = torch.arange(len(normal), device=normal.device)
-        tokens = self.transformer.get_input_embeddings()(self.tokens[instruction_id, :longest])  # [B, L, Z]
-        sequence = torch.cat([tokens, tokens.new_zeros(len(tokens), 1, tokens.shape[2])], dim=1)
-        # the state follows its own text, and the padding follows the state: positions are as without padding
-        sequence = sequence.index_put((rows, lengths), state_token)
-        mask = torch.arange(longest + 1, device=normal.device) <= lengths[:, None]
-        return self._run(sequence, mask.long())[rows, lengths]
+        words = self.transformer.get_input_embeddings()(self.tokens[instruction_id, : int(lengths.max())])
+        return prefixes.read_whole(self.transformer, words, lengths, state_token).float()
 
-    def _run(self, sequence: Tensor, mask: Tensor | None) -> Tensor:
-        return self.transformer(inputs_embeds=sequence, attention_mask=mask).last_hidden_state
+    def _prefix_now(self) -> PrefixKV:
+        """Return the keys and values of all instructions, made anew when a weight or an instruction changed."""
+        tensors = (*self.transformer.parameters(), *self.transformer.buffers(), self.tokens)
+        version = [(id(t), t.device, t.dtype, 0 if t.is_inference() else t._version) for t in tensors]
+        if self._prefix is None or self._prefix[0] != version:
+            # a query may come under inference_mode, whose tensors later queries could not use
+            with torch.inference_mode(False):
+                made = prefixes.build(self.transformer, self.tokens, self.lengths, self.query_batch_size)
+            self._prefix = (version, made)
+        return self._prefix[1]
 
     # instructions
 
@@ -243,6 +234,21 @@ class LatentActionPrior(nn.Module):
         self.register_buffer("table", torch.cat([self.table, latents]))
         self.instructions = [*self.instructions, *fresh]
         self._tokenise()
+
+    # quantization
+
+    @property
+    def quantization_kl_nats(self) -> float:
+        """Return the mean KL of the exact prior from this one on held-out states; NaN where it was not measured."""
+        return quantize.kl_of(self.metrics)
+
+    def become_quantized(
+        self, quantization: Quantization, max_quantization_kl: float, device: torch.device | None = None
+    ) -> None:
+        """Quantize the transformer in place, on `device`; `quantize_prior` makes a copy and measures it."""
+        quantize.check_quantizable(self)
+        quantize.quantize_transformer(self.transformer, quantization, device)
+        self.quantization, self.max_quantization_kl = quantization, max_quantization_kl
 
     # keeping
 
@@ -277,7 +283,7 @@ class LatentActionPrior(nn.Module):
             folders.write_tensors(place / "prior.safetensors", self.own_tensors())
             if self.config.finetune == "full":
                 folders.write_tensors(place / "backbone.safetensors", dict(self.transformer.state_dict()))
-            if self.config.finetune == "lora":
+            if self.config.finetune in tuning.ADAPTERS:
                 self.transformer.save_pretrained(place / "adapter", save_embedding_layers=False)
 
         about = {
@@ -286,49 +292,76 @@ class LatentActionPrior(nn.Module):
             "backbone": self.reference,
             "prior": asdict(self.config),
             "query_batch_size": self.query_batch_size,
+            "prefix_kv": self.prefix_kv,
+            "quantization": self.quantization,
+            "max_quantization_kl": self.max_quantization_kl if math.isfinite(self.max_quantization_kl) else None,
             "instructions": self.instructions,
         }
         return folders.write_folder(folder, about, self.metrics, fill, overwrite=overwrite)
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "cpu", *, backbone: str = "") -> "LatentActionPrior":
+    def load(
+        cls,
+        folder: str | Path,
+        device: str | torch.device = "cpu",
+        *,
+        backbone: str = "",
+        prefix_kv: bool | None = None,
+        quantization: Quantization | None = None,
+        max_quantization_kl: float | None = None,
+    ) -> "LatentActionPrior":
         """Read a saved prior, frozen.
 
         Args:
             folder: what `save` wrote.
             device: where it is to answer.
             backbone: where the backbone is now, when it has moved; its hash must be the recorded one.
+            prefix_kv: as for the class; None: as recorded.
+            quantization: quantize an exact prior, unmeasured, so that trainers refuse it unless
+                `max_quantization_kl` is infinite; `quantize_prior` measures. None: as recorded.
+            max_quantization_kl: nats; what trainers are to take. None: as recorded.
 
         Raises:
             PriorMismatch: no such prior there.
             HashMismatch: a file or the backbone's weights are not the recorded ones.
             BackboneUnavailable: the backbone cannot be found.
+            UnsupportedArgument, MissingExtra, DeviceUnavailable: what is asked for cannot be had of this prior.
         """
         folder, saved, metrics = folders.read_folder(folder, "LatentActionPrior")
         entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved["prior"].items()}
         config = PriorConfig(**entries)
         tensors = folders.read_tensors(folder / "prior.safetensors")
         found = find_reference(saved["backbone"], name=backbone)
-        frozen = replace(config, finetune="frozen")
         prior = cls(
-            frozen,
+            replace(config, finetune="frozen"),
             found,
             saved["instructions"],
             query_batch_size=saved["query_batch_size"],
             table=tensors["table"],
+            prefix_kv=saved.get("prefix_kv") if prefix_kv is None else prefix_kv,
         )
         prior.config, prior.reference, prior.metrics = config, saved["backbone"], metrics
         own = {name: tensors[name] for name in prior.own_tensors()}
         prior.load_state_dict(own, strict=False)
         if config.finetune == "full":
             prior.transformer.load_state_dict(folders.read_tensors(folder / "backbone.safetensors"))
-        if config.finetune == "lora":
-            from peft import PeftModel
-
-            prior.transformer = PeftModel.from_pretrained(prior.transformer, folder / "adapter")
-        if prior.digest != saved["digest"]:
+        if config.finetune in tuning.ADAPTERS:
+            prior.transformer = tuning.with_saved_adapters(prior.transformer, config, folder / "adapter")
+        recorded: Quantization = saved.get("quantization", "none")
+        if prior._digest_as(recorded) != saved["digest"]:
             raise HashMismatch(f"folder: {folder} does not have the digest in its config.json; fit it again")
-        return prior.freeze().to(device)
+        prior.freeze()
+        wanted = quantization or recorded
+        if recorded not in ("none", wanted):
+            raise UnsupportedArgument(
+                f"quantization: {folder} holds a prior made for {recorded!r}, not {wanted!r}; give the exact prior"
+            )
+        if max_quantization_kl is None:
+            bound = saved.get("max_quantization_kl", quantize.MAX_KL_NATS)
+            max_quantization_kl = math.inf if bound is None else bound
+        if wanted != "none":
+            prior.become_quantized(wanted, max_quantization_kl, torch.device(device))
+        return prior.to(device)
 
 
 def find_reference(reference: Mapping[str, Any], name: str = "") -> Backbone:
@@ -348,17 +381,15 @@ def _head(width: int, hidden: int | None, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, outputs))
 
 
-def _tunable(model: Any, config: PriorConfig) -> Any:
-    """Return the transformer, cut to its layers, with gradients where `finetune` wants them."""
-    if config.layers is not None or config.finetune != "frozen":
-        model = copy.deepcopy(model)
-    if config.layers is not None:
-        backbones.keep_layers(model, config.layers)
-    if config.finetune == "full":
-        return model.requires_grad_(True)
-    if config.finetune == "frozen":
-        return model.requires_grad_(False)
-    from peft import LoraConfig, get_peft_model
-
-    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear")
-    return get_peft_model(model, lora)
+def _prefix_wanted(asked: bool | None, config: PriorConfig, backbone: Backbone) -> bool:
+    """Return whether keys and values are kept; UnsupportedArgument where that is asked for and cannot be."""
+    possible = config.form == "prompt" and backbone.kind == "decoder"
+    if asked and not possible:
+        raise UnsupportedArgument(
+            f"prefix_kv: a {config.form!r} prior on an {backbone.kind} has no prefix that states could share; only "
+            'the "prompt" form on a causal decoder has; leave prefix_kv=None'
+        )
+    wanted = possible if asked is None else asked
+    if wanted:
+        prefixes.check_supported(backbone.model)
+    return wanted

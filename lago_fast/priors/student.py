@@ -32,6 +32,7 @@ class StudentConfig:
     refresh_rows: int = 256  # rows that it then learns from, out of `audit_window`
     refresh_steps: int = 40  # optimiser steps per `refresh_rows` rows
     refresh_lr: float = 5e-4
+    fallback_kl: float | None = 0.1  # nats; above it, the exact prior answers until the student is below; None: never
     batch_size: int = 512
     live_rows: int = 16384  # newest audited rows that are kept
     seed: int = 0
@@ -44,6 +45,8 @@ class StudentConfig:
         sizes = ("hidden", "instruction_width", "refresh_rows", "refresh_steps", "batch_size", "live_rows")
         if min(getattr(self, name) for name in sizes) < 1:
             raise UnsupportedArgument(f"{', '.join(sizes)}: at least 1")
+        if self.fallback_kl is not None and self.fallback_kl <= 0:
+            raise UnsupportedArgument(f"fallback_kl: {self.fallback_kl}; give positive nats, or None for never")
 
 
 class Student(nn.Module):

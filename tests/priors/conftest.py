@@ -1,4 +1,4 @@
-"""Tiny backbones, built here: one-layer BERT and Llama with random weights and a word-level tokenizer."""
+"""Tiny backbones, built here: BERT, Llama, Qwen2, GPT-2 and T5 with random weights and a word-level tokenizer."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,16 +21,28 @@ class Clones(NamedTuple):
 
 
 def write_backbone(folder: Path, config: Any, seed: int = 0) -> Path:
-    """Write a randomly initialised model and a tokenizer as transformers would."""
+    """Write a randomly initialised model and a tokenizer, of one token per word, as transformers would."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoModel, PreTrainedTokenizerFast
+    from transformers import AutoModel, PreTrainedTokenizerFast, Qwen2Tokenizer
 
     torch.manual_seed(seed)
     AutoModel.from_config(config).save_pretrained(folder)
+    if config.model_type == "qwen2":  # whose tokenizer is read as byte pairs whatever was written
+        Qwen2Tokenizer(*_byte_pairs()).save_pretrained(folder)
+        return folder
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["?", *WORDS])}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(folder)
     return folder
+
+
+def _byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return vocabulary and merges that make one token of every word, behind a space or not."""
+    merges: dict[tuple[str, str], None] = {}
+    for word in WORDS:
+        merges |= {(word[:i], word[i]): None for i in range(1, len(word))} | {("Ġ", word): None}
+    pieces = ["<|endoftext|>", *"Ġabcdefghijklmnopqrstuvwxyz", *("".join(pair) for pair in merges)]
+    return {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}, list(merges)
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +84,24 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
         initializer_range=0.3,  # at the usual 0.02 so narrow a model hardly mixes its tokens
     )
     return str(write_backbone(tmp_path_factory.mktemp("decoder"), config))
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return the folders of two-layer backbones of every family, hidden size 32, by name."""
+    from transformers import BertConfig, GPT2Config, LlamaConfig, Qwen2Config, T5Config
+
+    shared: dict[str, Any] = {"vocab_size": len(WORDS) + 1, "max_position_embeddings": 12, "initializer_range": 0.3}
+    wide: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    configs = {
+        "bert": BertConfig(intermediate_size=64, **shared, **wide),
+        "llama": LlamaConfig(intermediate_size=64, num_key_value_heads=1, **shared, **wide),
+        "qwen2": Qwen2Config(intermediate_size=64, num_key_value_heads=1, **{**shared, **wide, "vocab_size": 256}),
+        "gpt2": GPT2Config(vocab_size=11, n_positions=12, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3),
+        "t5": T5Config(vocab_size=11, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2),
+    }
+    root = tmp_path_factory.mktemp("families")
+    return {name: str(write_backbone(root / name, config)) for name, config in configs.items()}
 
 
 @pytest.fixture(scope="session")

@@ -81,6 +81,7 @@ def test_the_other_direction_can_be_distilled(exact, clones):
 
 def test_the_audit_is_of_the_answers_that_were_given(student, clones):
     state, ids = (column[:256] for column in far_off(clones))
+    student.config = replace(student.config, fallback_kl=None)
     student._audit_due = 256.0  # every row is audited, so that the audit can be compared
     for _ in range(2):
         answer = student.query(state, ids)
@@ -100,7 +101,7 @@ def test_it_learns_from_other_rows_than_it_is_audited_on(student, clones, monkey
     log = student.telemetry()
     assert log["prior/exact_queries"] == len(learnt) + len(audited)
     assert log["prior/student_refits"] == 1
-    assert student.telemetry() == {"prior/exact_queries": 0.0, "prior/student_refits": 0.0}
+    assert student.telemetry() == dict.fromkeys(log.keys() - {"prior/audit_kl_nats"}, 0.0)
 
 
 def test_drift_is_seen_and_learnt_from_until_the_audit_is_low(student, clones):
@@ -116,6 +117,54 @@ def test_drift_is_seen_and_learnt_from_until_the_audit_is_low(student, clones):
     assert student.telemetry()["prior/student_refits"] == 0
 
 
+def test_the_exact_prior_answers_while_the_student_is_too_far_off(student, exact, clones, caplog):
+    state, ids = far_off(clones)
+    bound = student.config.fallback_kl
+    with caplog.at_level("INFO", logger="lago_fast.priors.amortised"):
+        assert not torch.equal(student.query(state, ids).mean, exact.query(state, ids).mean)
+        log = student.telemetry()
+        assert log["prior/exact_fallback"] == 0
+        assert student.audit_kl_nats == log["prior/audit_kl_nats"] > bound == 0.1
+        answered = []
+        for _ in range(30):
+            before = exact_kl(student, state, ids)
+            answered.append(torch.equal(student.query(state, ids).mean, exact.query(state, ids).mean))
+            log = student.telemetry()
+            assert log["prior/exact_fallback"] == float(answered[-1])
+            if not answered[-1]:
+                break
+            assert log["prior/exact_queries"] == 800
+            assert log["prior/student_refits"] == 1
+            assert "prior/audit_kl_nats" not in log, "answers were exact, and none of them was audited"
+    assert answered == [True] * (len(answered) - 1) + [False], "first the exact prior, then the student again"
+    assert len(answered) > 1
+    assert before < bound, "it is the student's own distance that lets it answer again"
+    handed_over = [r.message for r in caplog.records]
+    assert len(handed_over) == 2
+    assert "bound 0.1: the exact prior answers from here on" in handed_over[0]
+    assert "bound 0.1: the student answers from here on" in handed_over[1]
+    check_frozen(student)
+
+
+def test_without_refreshing_it_falls_back_and_does_not_learn(exact, clones):
+    student = AmortisedPrior(exact, replace(SMALL, refresh=False)).fit(clones.states, clones.instruction_id, epochs=1)
+    weights = [p.clone() for p in student.parameters()]
+    for _ in range(3):
+        answer = student.query(*far_off(clones))
+    assert torch.equal(answer.mean, exact.query(*far_off(clones)).mean)
+    assert student.telemetry()["prior/exact_fallback"] == pytest.approx(2 / 3)
+    assert all(torch.equal(a, b) for a, b in zip(weights, student.parameters(), strict=True))
+
+
+def test_falling_back_can_be_turned_off(exact, clones):
+    config = replace(SMALL, refresh=False, fallback_kl=None)
+    student = AmortisedPrior(exact, config).fit(clones.states, clones.instruction_id, epochs=1)
+    for _ in range(3):
+        student.query(*far_off(clones))
+    assert student.audit_kl_nats > 0.1
+    assert student.telemetry()["prior/exact_fallback"] == 0
+
+
 def test_refreshing_can_be_turned_off(exact, clones):
     config = replace(SMALL, refresh=False)
     student = AmortisedPrior(exact, config).fit(clones.states, clones.instruction_id, epochs=1)
@@ -127,10 +176,9 @@ def test_refreshing_can_be_turned_off(exact, clones):
 
 
 def test_the_audit_keeps_to_its_budget_however_the_rows_come(exact, clones):
+    config = replace(SMALL, refresh=False, fallback_kl=None)
     for rows in (8, 100, 800):
-        student = AmortisedPrior(exact, replace(SMALL, refresh=False)).fit(
-            clones.states, clones.instruction_id, epochs=1
-        )
+        student = AmortisedPrior(exact, config).fit(clones.states, clones.instruction_id, epochs=1)
         for start in range(0, 800, rows):
             student.query(clones.states[start : start + rows], clones.instruction_id[start : start + rows])
         due = 32 + 800 * 64 / 1024  # the first answers are audited at once
@@ -202,6 +250,8 @@ def test_bad_input_is_refused(exact, student, clones, encoder, texts):
         AmortisedPrior(exact).fit(clones.states, clones.instruction_id, episode_id=torch.zeros(800))
     with pytest.raises(UnsupportedArgument, match="batch <= rows <= window"):
         StudentConfig(audit_rows=10, audit_window=5)
+    with pytest.raises(UnsupportedArgument, match=r"fallback_kl: 0\.0; give positive nats, or None"):
+        StudentConfig(fallback_kl=0.0)
     with pytest.raises(UnsupportedArgument, match="direction"):
         StudentConfig(direction="both")
     with pytest.raises(TrainablePrior):

@@ -42,6 +42,63 @@ def test_a_local_folder_is_read_as_it_is(encoder, decoder):
     assert not bert.model.training
 
 
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("bert", "encoder"), ("t5", "encoder"), ("llama", "decoder"), ("qwen2", "decoder"), ("gpt2", "decoder")],
+)
+def test_every_family_encodes_is_cut_and_reads_a_state_token(families, family, kind, texts):
+    backbone = find_backbone(families[family])
+    assert (backbone.kind, backbone.hidden_size) == (kind, 32)
+    together = encode_instructions(texts, backbone)
+    alone = torch.cat([encode_instructions([text], backbone) for text in texts])
+    torch.testing.assert_close(together, alone)
+    keep_layers(backbone.model, 1)
+    tokens = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
+    hidden = backbone.model(inputs_embeds=tokens, attention_mask=None).last_hidden_state
+    assert hidden.shape == (2, 3, 32)
+    changed = backbone.model(inputs_embeds=tokens.index_fill(1, torch.tensor([2]), 0.0)).last_hidden_state
+    # a later token is seen by an encoder and not by a decoder
+    assert torch.allclose(hidden[:, 0], changed[:, 0], atol=1e-6) == (kind == "decoder")
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "qwen2", "gpt2", "t5"])
+def test_a_text_beyond_the_context_is_refused_where_there_is_one(families, family):
+    backbone = find_backbone(families[family])
+    assert backbone.max_tokens == (None if family == "t5" else 12)
+    encode_instructions([" ".join(["open"] * 11)], backbone)
+    if family == "t5":
+        assert encode_instructions([" ".join(["open"] * 40)], backbone).shape == (1, 32)
+    else:
+        with pytest.raises(UnsupportedArgument, match="reads at most 12"):
+            encode_instructions([" ".join(["open"] * 12)], backbone)
+
+
+def test_a_tokenizer_that_knows_a_shorter_limit_is_believed(families, tmp_path):
+    import json
+
+    shutil.copytree(families["bert"], tmp_path / "copy")
+    settings = tmp_path / "copy/tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "model_max_length": 10}))
+    assert find_backbone(str(tmp_path / "copy")).max_tokens == 10
+
+
+def test_word_embeddings_of_another_width_are_refused(encoder, tmp_path):
+    from transformers import AlbertConfig, AlbertModel
+
+    config = AlbertConfig(
+        vocab_size=11,
+        embedding_size=8,
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_hidden_layers=1,
+    )
+    shutil.copytree(encoder, tmp_path / "albert")  # for its tokenizer
+    AlbertModel(config).save_pretrained(tmp_path / "albert")
+    with pytest.raises(UnsupportedArgument, match="word embeddings of 8 numbers and hidden states of 16"):
+        find_backbone(str(tmp_path / "albert"))
+
+
 def test_altered_weights_are_refused(encoder, tmp_path):
     shutil.copytree(encoder, tmp_path / "copy")
     found = find_backbone(str(tmp_path / "copy"))

@@ -99,6 +99,69 @@ def test_without_validation_the_last_epoch_counts(clones, encoder, texts):
     assert (prior.metrics["epochs"], prior.metrics["best_epoch"], prior.metrics["val_nll"]) == (3, 3, None)
 
 
+@pytest.mark.parametrize("family", ["bert", "t5", "llama", "qwen2", "gpt2"])
+def test_adapters_on_nf4_weights_are_fitted_and_kept(family, clones, families, texts, tmp_path):
+    import bitsandbytes as bnb
+
+    few = clones._replace(**{name: column[:400] for name, column in clones._asdict().items()})
+    backbone = find_backbone(families[family])
+    before = {n: t.clone() for n, t in backbone.model.state_dict().items()}
+    prior = fit_prior(*few, texts, backbone=backbone, finetune="qlora", epochs=2, lr=1e-2, gradient_checkpointing=True)
+    assert all(torch.equal(before[n], t) for n, t in backbone.model.state_dict().items())
+    layers = [m for n, m in prior.transformer.named_modules() if n.endswith("base_layer") and ".wo." not in n]
+    assert layers
+    assert all(isinstance(layer, bnb.nn.Linear4bit) for layer in layers)
+    adapters = [p for n, p in prior.transformer.named_parameters() if "lora_B" in n]
+    assert any(p.abs().max() > 0 for p in adapters), "they start at zero"
+    check_frozen(prior)
+    assert not prior.transformer.is_gradient_checkpointing
+    folder = prior.save(tmp_path / "prior")
+    assert {p.name for p in folder.iterdir()} == {"config.json", "metrics.json", "prior.safetensors", "adapter"}
+    again = finetune.LatentActionPrior.load(folder)
+    assert again.digest == prior.digest
+    assert torch.equal(again.query(*few[:1], few.instruction_id).mean, prior.query(*few[:1], few.instruction_id).mean)
+
+
+def test_a_batch_read_in_parts_makes_the_same_step(clones, encoder, texts):
+    whole, parts = (
+        fit_prior(*clones, texts, backbone=encoder, epochs=2, batch_size=100, gradient_accumulation_steps=n)
+        for n in (1, 3)
+    )
+    for (name, a), b in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3, msg=name)
+    assert whole.metrics["val_nll"] == pytest.approx(parts.metrics["val_nll"], abs=1e-3)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_checkpointing_changes_nothing_but_memory(family, clones, families, texts):
+    few = clones._replace(**{name: column[:200] for name, column in clones._asdict().items()})
+    backbone = find_backbone(families[family])
+    for module in backbone.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # which would draw anew
+    plain, saved = (
+        fit_prior(*few, texts, backbone=backbone, finetune="lora", epochs=1, gradient_checkpointing=c)
+        for c in (False, True)
+    )
+    for (name, a), b in zip(plain.named_parameters(), saved.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("finetune", ["frozen", "lora"])
+def test_a_fit_can_end_quantized(finetune, clones, encoder, texts):
+    prior = fit_prior(
+        *clones, texts, backbone=encoder, finetune=finetune, epochs=2, quantization="int8", max_quantization_kl=0.2
+    )
+    found = prior.metrics["quantization"]
+    assert (prior.quantization, prior.max_quantization_kl) == ("int8", 0.2)
+    assert (found["states"], found["calibration_states"]) == (
+        prior.metrics["rows_val"],
+        800 - prior.metrics["rows_val"],
+    )
+    assert 0 < found["kl_nats"] < 0.2
+    check_frozen(prior)
+
+
 def test_a_random_control_is_declared(clones, encoder, texts):
     prior = fit_prior(*clones, texts, backbone=encoder, random_init=True, epochs=1)
     assert prior.reference["random_init"] is True
@@ -115,6 +178,12 @@ def test_a_random_control_is_declared(clones, encoder, texts):
         ({"max_seconds": 0.0}, "max_seconds"),
         ({"val_fraction": 1.0}, "val_fraction"),
         ({"layers": 7}, "1 to 2"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing: a frozen backbone"),
+        ({"quantization": "int3"}, "quantization: 'int3'"),
+        ({"quantization": "int8", "finetune": "full"}, "its own weights"),
+        ({"quantization": "int8", "finetune": "qlora"}, "NF4 weights"),
+        ({"quantization": "int8", "val_fraction": 0.0}, "val_fraction > 0"),
     ],
 )
 def test_values_that_cannot_be_honoured_are_refused(changes, says, clones, encoder, texts):

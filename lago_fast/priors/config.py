@@ -1,0 +1,51 @@
+"""What a latent-action prior is, apart from its weights and its instructions.
+
+Test: pytest tests/priors/test_latent_action.py
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lago_fast.errors import PriorMismatch, UnsupportedArgument
+from lago_fast.priors.base import Kind
+from lago_fast.priors.folder import check_choice
+
+Form = Literal["pooled", "prompt"]
+Finetune = Literal["frozen", "lora", "qlora", "full"]
+Std = Literal["state_independent", "state_dependent", "fixed"]
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """The settings of a prior; all of them are in its digest."""
+
+    kind: Kind
+    state_dim: int
+    action_dim: int  # D of a Gaussian, A of a categorical
+    action_low: tuple[float, ...] = ()  # [D]; empty for a categorical
+    action_high: tuple[float, ...] = ()
+    form: Form = "pooled"
+    finetune: Finetune = "frozen"
+    layers: int | None = None  # first layers of the transformer that read the sequence; None: all
+    std: Std = "state_independent"
+    std_init: float = 0.5  # and the value of a fixed std
+    std_floor: float = 0.2  # at query
+    state_clip: float = 5.0  # of the normalised state, in standard deviations
+    head_hidden: int | None = None  # width of the head's hidden layer; None: linear
+    instruction_adapter: bool = True  # learned linear map on the instruction latent, "pooled" only
+    lora_rank: int = 8
+    lora_alpha: int = 16
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built."""
+        check_choice("kind", self.kind, ("gaussian", "categorical"))
+        check_choice("form", self.form, ("pooled", "prompt"))
+        check_choice("finetune", self.finetune, ("frozen", "lora", "qlora", "full"))
+        check_choice("std", self.std, ("state_independent", "state_dependent", "fixed"))
+        if self.kind == "gaussian" and not len(self.action_low) == len(self.action_high) == self.action_dim:
+            raise PriorMismatch(
+                f"action_low, action_high: {len(self.action_low)} and {len(self.action_high)} values "
+                f"for {self.action_dim} action dimensions; give the bounds of the action box"
+            )
+        if self.std_init <= 0 or self.std_floor < 0 or self.state_clip <= 0:
+            raise UnsupportedArgument("std_init, std_floor, state_clip: must be positive (std_floor may be 0)")

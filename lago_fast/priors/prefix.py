@@ -1,0 +1,160 @@
+"""A causal decoder's instruction, read once: its keys and values, shared by every state that follows it.
+
+In a causal decoder the instruction's keys and values do not depend on the state behind it. They are kept per
+instruction, and a query runs the transformer on one token per state. Each layer gathers the rows that its batch
+asks for and drops them again, so that mixed instructions need one pass and no more than one layer's copy.
+Test: pytest tests/priors/test_prefix.py
+"""
+
+import inspect
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lago_fast.errors import UnsupportedArgument
+
+# largest distance between a latent and its full recompute, as a share of its length: far above rounding, far
+# below what a wrong position or mask makes
+TOLERANCE, TOLERANCE_LOW_PRECISION = 1e-3, 0.1
+
+
+class PrefixKV(NamedTuple):
+    keys: list[Tensor]  # per layer [M, heads, L + 1, width]; there is room for the state's own behind the text's
+    values: list[Tensor]
+    lengths: Tensor  # [M] int64
+
+
+def read_whole(transformer: Any, words: Tensor, lengths: Tensor, state_token: Tensor) -> Tensor:
+    """Return the latents [B, Z] of states that follow their texts, all tokens read.
+
+    Args:
+        transformer: takes `inputs_embeds`.
+        words: [B, L, Z] embedded texts, padded on the right.
+        lengths: [B] int64, tokens of each text.
+        state_token: [B, Z].
+    """
+    rows, longest = torch.arange(len(words), device=words.device), words.shape[1]
+    sequence = torch.cat([words, words.new_zeros(len(words), 1, words.shape[2])], dim=1)
+    # the state follows its own text, and the padding follows the state: positions are as without padding
+    sequence = sequence.index_put((rows, lengths), state_token.to(words.dtype))
+    mask = torch.arange(longest + 1, device=words.device) <= lengths[:, None]
+    return transformer(inputs_embeds=sequence, attention_mask=mask.long()).last_hidden_state[rows, lengths]
+
+
+def check_supported(transformer: Any) -> None:
+    """Raise UnsupportedArgument when a transformer keeps no keys and values, or lets no one choose positions."""
+    taken = inspect.signature(transformer.forward).parameters
+    missing = [name for name in ("past_key_values", "position_ids") if name not in taken]
+    if missing:
+        raise UnsupportedArgument(
+            f"prefix_kv: {type(transformer).__name__} takes no {' and no '.join(missing)}; pass prefix_kv=False"
+        )
+
+
+@torch.no_grad()
+def build(transformer: Any, tokens: Tensor, lengths: Tensor, rows: int) -> PrefixKV:
+    """Read the instructions and keep their keys and values.
+
+    Args:
+        transformer: a causal decoder in evaluation mode.
+        tokens: [M, L] int64, padded on the right.
+        lengths: [M] int64.
+        rows: instructions per forward pass.
+
+    Raises UnsupportedArgument when the answers would not be those of the full recompute.
+    """
+    from transformers.cache_utils import DynamicCache
+
+    embed, parts = transformer.get_input_embeddings(), []
+    for part, part_lengths in zip(tokens.split(rows), lengths.split(rows), strict=True):
+        kept = DynamicCache()
+        mask = torch.arange(tokens.shape[1], device=tokens.device) < part_lengths[:, None]
+        transformer(inputs_embeds=embed(part), attention_mask=mask.long(), past_key_values=kept)
+        parts.append(kept.layers)
+    keys, values = (
+        [_with_room([getattr(layer, name) for layer in layers]) for layers in zip(*parts, strict=True)]
+        for name in ("keys", "values")
+    )
+    prefix = PrefixKV(keys, values, lengths)
+    _check(transformer, prefix, tokens)
+    return prefix
+
+
+def read_state(transformer: Any, prefix: PrefixKV, state_token: Tensor, instruction_id: Tensor) -> Tensor:
+    """Return the latents [B, Z] of states that follow their instructions, one token read per state.
+
+    Args:
+        transformer: what `prefix` was built with.
+        prefix: of all instructions.
+        state_token: [B, Z].
+        instruction_id: [B] int64.
+    """
+    from transformers.cache_utils import Cache
+
+    lengths = prefix.lengths[instruction_id]
+    longest = int(lengths.max())
+    layer = _layer_type()
+    layers = [
+        layer(k[:, :, : longest + 1], v[:, :, : longest + 1], instruction_id)
+        for k, v in zip(prefix.keys, prefix.values, strict=True)
+    ]
+    mask = None
+    if int(lengths.min()) < longest:  # attention without a mask is faster
+        place = torch.arange(longest + 1, device=lengths.device)
+        mask = ((place < lengths[:, None]) | (place == longest)).long()
+    return transformer(
+        inputs_embeds=state_token[:, None].to(prefix.keys[0].dtype),
+        attention_mask=mask,
+        position_ids=lengths[:, None],
+        past_key_values=Cache(layers=layers),
+    ).last_hidden_state[:, 0]
+
+
+def _with_room(parts: list[Tensor]) -> Tensor:
+    whole = torch.cat(parts)
+    return torch.cat([whole, whole.new_zeros(*whole.shape[:2], 1, whole.shape[3])], dim=2)
+
+
+def _check(transformer: Any, prefix: PrefixKV, tokens: Tensor) -> None:
+    """Compare the shortest and the longest instruction with their full recompute."""
+    ids = torch.stack([prefix.lengths.argmin(), prefix.lengths.argmax()])
+    words = transformer.get_input_embeddings()(tokens[ids])
+    state_token = words[:, 0]  # any token will do
+    whole = read_whole(transformer, words, prefix.lengths[ids], state_token)
+    off = (read_state(transformer, prefix, state_token, ids) - whole).norm(dim=-1) / whole.norm(dim=-1)
+    exact = all(p.dtype == torch.float32 for p in transformer.parameters())
+    if not bool((off <= (TOLERANCE if exact else TOLERANCE_LOW_PRECISION)).all()):
+        raise UnsupportedArgument(
+            f"prefix_kv: with kept keys and values {type(transformer).__name__} is {float(off.max()):.1%} off the "
+            "full recompute; pass prefix_kv=False"
+        )
+
+
+@cache
+def _layer_type() -> Any:
+    from transformers.cache_utils import DynamicLayer
+
+    class SharedPrefix(DynamicLayer):
+        """One layer's keys and values of all instructions, gathered for a batch and never grown."""
+
+        keys: Tensor
+        values: Tensor
+
+        def __init__(self, keys: Tensor, values: Tensor, instruction_id: Tensor) -> None:
+            super().__init__()
+            self.keys, self.values, self.instruction_id = keys, values, instruction_id
+            self.is_initialized = True
+
+        def get_seq_length(self, *_: Any) -> int:
+            """Return how many tokens came before the state's."""
+            return self.keys.shape[-2] - 1
+
+        def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            """Return the keys and values [B, heads, L + 1, width] of a batch, its states' own at the end."""
+            keys, values = self.keys[self.instruction_id], self.values[self.instruction_id]
+            keys[:, :, -1:], values[:, :, -1:] = key_states, value_states
+            return keys, values
+
+    return SharedPrefix
