@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from lago_fast.priors.amortised import AmortisedPrior
     from lago_fast.priors.backbone import Backbone, encode_instructions, find_backbone
     from lago_fast.priors.base import ActionPrior, PriorOutput, check_frozen, match_instructions
+    from lago_fast.priors.cache import CacheConfig, LatentCache
+    from lago_fast.priors.cached_prior import CachedPrior
     from lago_fast.priors.finetune import fit_prior
     from lago_fast.priors.latent_action import LatentActionPrior
     from lago_fast.priors.quantize import quantize_prior
@@ -19,7 +21,10 @@ __all__ = [
     "ActionPrior",
     "AmortisedPrior",
     "Backbone",
+    "CacheConfig",
+    "CachedPrior",
     "LatentActionPrior",
+    "LatentCache",
     "PriorOutput",
     "StudentConfig",
     "check_frozen",
@@ -34,7 +39,10 @@ _HOME = {
     "ActionPrior": "base",
     "AmortisedPrior": "amortised",
     "Backbone": "backbone",
+    "CacheConfig": "cache",
+    "CachedPrior": "cached_prior",
     "LatentActionPrior": "latent_action",
+    "LatentCache": "cache",
     "PriorOutput": "base",
     "StudentConfig": "student",
     "check_frozen": "base",
