@@ -1,5 +1,6 @@
 // The only file that knows Python. It turns addresses into pointers, refuses what would read out of
 // bounds, and drops the GIL; dtype, device and contiguity are checked in kernels/<op>/cpp_fused.py.
+#include <pybind11/gil_safe_call_once.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -11,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "core/dlpack.h"
 #include "latent_cache/hash.h"
 #include "latent_cache/rows.h"
 #include "latent_cache/table.h"
@@ -37,6 +39,89 @@ T* Pointer(std::uintptr_t address, std::size_t count, const char* name) {
 std::size_t Count(std::int64_t count, const char* name) {
   if (count < 0) throw std::invalid_argument(std::string(name) + ": negative count");
   return static_cast<std::size_t>(count);
+}
+
+// torch's way to read a tensor without a Python call for each of its properties; null before torch 2.10.
+struct TensorReader {
+  py::handle type;
+  const lago::DlpackExchangeApi* api = nullptr;
+};
+
+TensorReader MakeTensorReader() {
+  TensorReader reader;
+  reader.type = py::object(py::module_::import("torch").attr("Tensor")).release();
+  const py::object capsule = py::getattr(reader.type, "__dlpack_c_exchange_api__", py::none());
+  if (capsule.is_none()) return reader;
+  auto* api =
+      static_cast<const lago::DlpackExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (api == nullptr) throw py::error_already_set();
+  while (api != nullptr && api->major_version != lago::kDlpackMajorVersion) api = api->older;
+  reader.api = api;
+  return reader;
+}
+
+bool IsContiguous(const lago::DlpackTensor& t) {
+  std::int64_t stride = 1;
+  bool packed = true;
+  for (std::int32_t d = t.ndim - 1; d >= 0; --d) {
+    if (t.shape[d] == 0) return true;
+    packed = packed && (t.shape[d] == 1 || t.strides == nullptr || t.strides[d] == stride);
+    stride *= t.shape[d];
+  }
+  return packed;
+}
+
+bool Fits(const lago::DlpackTensor& t, char kind, std::int64_t rows, std::int64_t width) {
+  const auto is = [&](lago::DlpackCode code, int bits) {
+    return t.code == static_cast<std::uint8_t>(code) && t.bits == bits && t.lanes == 1;
+  };
+  const bool per_element = t.ndim == 2 && t.shape[0] == rows && t.shape[1] == width;
+  const bool per_row = t.ndim == 1 && t.shape[0] == rows;
+  if (t.device_type != lago::kDlpackCpu || !IsContiguous(t)) return false;
+  switch (kind) {
+    case 'E':
+      return per_element && is(lago::DlpackCode::kFloat, 32);
+    case 'R':
+      return per_row && is(lago::DlpackCode::kFloat, 32);
+    case 'W':
+      return t.ndim == 1 && t.shape[0] == width && is(lago::DlpackCode::kFloat, 32);
+    case 'S':
+      return t.ndim == 0 && is(lago::DlpackCode::kFloat, 32);
+    case 'I':
+      return per_row && is(lago::DlpackCode::kInt, 64);
+    case 'M':
+      return per_element && is(lago::DlpackCode::kBool, 8);
+    default:
+      throw std::invalid_argument(std::string("kinds: no kind of tensor is called ") + kind);
+  }
+}
+
+// The address of each tensor, 0 for a None; nothing where one is not of its kind, or torch has no such
+// reader. Kinds: E float32 [rows, width], R float32 [rows], W float32 [width], S float32 [], I int64 [rows],
+// M bool [rows, width].
+py::object Addresses(const py::tuple& tensors, const std::string& kinds, std::int64_t rows,
+                     std::int64_t width) {
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<TensorReader> once;
+  const TensorReader& reader = once.call_once_and_store_result(MakeTensorReader).get_stored();
+  if (reader.api == nullptr) return py::none();
+  if (tensors.size() != kinds.size()) throw std::invalid_argument("kinds: expected one for each tensor");
+  py::tuple addresses(tensors.size());
+  for (std::size_t i = 0; i < kinds.size(); ++i) {
+    PyObject* object = PyTuple_GET_ITEM(tensors.ptr(), static_cast<Py_ssize_t>(i));
+    std::uintptr_t address = 0;
+    if (object != Py_None) {
+      lago::DlpackTensor t;
+      if (!PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(reader.type.ptr()))) return py::none();
+      if (reader.api->tensor_from_py_object(object, &t) != 0) {
+        PyErr_Clear();  // who reads it by other means says what is wrong with it
+        return py::none();
+      }
+      if (!Fits(t, kinds[i], rows, width)) return py::none();
+      address = reinterpret_cast<std::uintptr_t>(t.data) + t.byte_offset;
+    }
+    addresses[i] = py::int_(address);
+  }
+  return addresses;
 }
 
 void Gae(std::uintptr_t rewards_ptr, std::uintptr_t values_ptr, std::uintptr_t next_values_ptr,
@@ -77,7 +162,7 @@ void PpoKlGaussian(const std::array<std::uintptr_t, 11>& inputs,
                    const std::array<std::uintptr_t, 6>& coefficients,
                    const std::array<std::uintptr_t, 4>& outputs, std::int64_t rows, std::int64_t dims,
                    bool log_std_per_row, bool prior_log_std_per_row, bool prior_policy,
-                   bool normalize_advantage, bool portable, int threads) {
+                   bool normalize_advantage, int lanes, int threads) {
   const lago::GaussianShape shape{Count(rows, "rows"), Count(dims, "dims"), log_std_per_row,
                                   prior_log_std_per_row};
   if (shape.dims == 0) throw std::invalid_argument("dims: expected at least one action dimension");
@@ -99,13 +184,13 @@ void PpoKlGaussian(const std::array<std::uintptr_t, 11>& inputs,
                                   Pointer<float>(outputs[1], n, "mean_grad"),
                                   Pointer<float>(outputs[2], policy_stds, "log_std_grad")};
   py::gil_scoped_release released;
-  lago::UnsafePpoKlGaussian(in, c, out, shape, {prior_policy, normalize_advantage, portable, threads});
+  lago::UnsafePpoKlGaussian(in, c, out, shape, {prior_policy, normalize_advantage, lanes, threads});
 }
 
 void PpoKlCategorical(const std::array<std::uintptr_t, 10>& inputs,
                       const std::array<std::uintptr_t, 6>& coefficients,
                       const std::array<std::uintptr_t, 3>& outputs, std::int64_t rows, std::int64_t actions,
-                      bool prior_policy, bool normalize_advantage, bool portable, int threads) {
+                      bool prior_policy, bool normalize_advantage, int lanes, int threads) {
   const lago::CategoricalShape shape{Count(rows, "rows"), Count(actions, "actions")};
   if (shape.actions == 0) throw std::invalid_argument("logits: expected at least one action");
   const std::size_t b = shape.rows, n = shape.rows * shape.actions;
@@ -124,8 +209,8 @@ void PpoKlCategorical(const std::array<std::uintptr_t, 10>& inputs,
   bool in_range;
   {
     py::gil_scoped_release released;
-    in_range = lago::UnsafePpoKlCategorical(in, c, out, shape,
-                                            {prior_policy, normalize_advantage, portable, threads});
+    in_range =
+        lago::UnsafePpoKlCategorical(in, c, out, shape, {prior_policy, normalize_advantage, lanes, threads});
   }
   if (!in_range) {
     throw std::invalid_argument("actions: expected numbers from 0 to " + std::to_string(actions - 1));
@@ -135,7 +220,7 @@ void PpoKlCategorical(const std::array<std::uintptr_t, 10>& inputs,
 void PriorKlCategorical(std::uintptr_t logits, std::uintptr_t prior_log_probs, std::uintptr_t action_mask,
                         std::uintptr_t kl, std::uintptr_t logits_grad, std::int64_t rows,
                         std::int64_t actions, std::uintptr_t prior_temperature, bool prior_policy,
-                        bool portable) {
+                        int lanes) {
   const std::size_t b = Count(rows, "rows"), a = Count(actions, "actions"), n = b * a;
   if (a == 0) throw std::invalid_argument("logits: expected at least one action");
   const lago::CategoricalKl task{Pointer<const float>(logits, n, "logits"),
@@ -145,7 +230,7 @@ void PriorKlCategorical(std::uintptr_t logits, std::uintptr_t prior_log_probs, s
                                  PointerOrNull<float>(logits_grad, n, "logits_grad"),
                                  b,
                                  a};
-  const lago::PriorKlOptions options{Scalar(prior_temperature, "prior_temperature"), prior_policy, portable};
+  const lago::PriorKlOptions options{Scalar(prior_temperature, "prior_temperature"), prior_policy, lanes};
   py::gil_scoped_release released;
   lago::UnsafePriorKlCategorical(task, options);
 }
@@ -153,7 +238,7 @@ void PriorKlCategorical(std::uintptr_t logits, std::uintptr_t prior_log_probs, s
 void PriorKlGaussian(const std::array<std::uintptr_t, 4>& inputs, std::uintptr_t kl, std::uintptr_t mean_grad,
                      std::uintptr_t log_std_grad, std::int64_t rows, std::int64_t dims, bool log_std_per_row,
                      bool prior_log_std_per_row, std::uintptr_t prior_temperature, bool prior_policy,
-                     bool portable) {
+                     int lanes) {
   const std::size_t b = Count(rows, "rows"), d = Count(dims, "dims"), n = b * d;
   const lago::GaussianKl task{Pointer<const float>(inputs[0], n, "mean"),
                               Pointer<const float>(inputs[1], log_std_per_row ? n : d, "log_std"),
@@ -169,7 +254,7 @@ void PriorKlGaussian(const std::array<std::uintptr_t, 4>& inputs, std::uintptr_t
   if ((task.mean_grad == nullptr) != (task.log_std_grad == nullptr)) {
     throw std::invalid_argument("log_std_grad: expected with mean_grad or not at all");
   }
-  const lago::PriorKlOptions options{Scalar(prior_temperature, "prior_temperature"), prior_policy, portable};
+  const lago::PriorKlOptions options{Scalar(prior_temperature, "prior_temperature"), prior_policy, lanes};
   py::gil_scoped_release released;
   lago::UnsafePriorKlGaussian(task, options);
 }
@@ -363,23 +448,24 @@ void BindLatentCache(py::module_& m) {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native CPU kernels; reached through lago_fast.ops, which checks the arguments.";
+  m.def("addresses", &Addresses, py::arg("tensors"), py::arg("kinds"), py::arg("rows"), py::arg("width"));
   m.def("gae", &Gae, py::arg("rewards_ptr"), py::arg("values_ptr"), py::arg("next_values_ptr"),
         py::arg("terminated_ptr"), py::arg("truncated_ptr"), py::arg("valid_ptr"), py::arg("advantages_ptr"),
         py::arg("returns_ptr"), py::arg("n_steps"), py::arg("n_envs"), py::arg("gamma"),
         py::arg("gae_lambda"));
   m.def("ppo_kl_gaussian", &PpoKlGaussian, py::arg("inputs"), py::arg("coefficients"), py::arg("outputs"),
         py::arg("rows"), py::arg("dims"), py::arg("log_std_per_row"), py::arg("prior_log_std_per_row"),
-        py::arg("prior_policy"), py::arg("normalize_advantage"), py::arg("portable"), py::arg("threads"));
+        py::arg("prior_policy"), py::arg("normalize_advantage"), py::arg("lanes"), py::arg("threads"));
   m.def("ppo_kl_categorical", &PpoKlCategorical, py::arg("inputs"), py::arg("coefficients"),
         py::arg("outputs"), py::arg("rows"), py::arg("actions"), py::arg("prior_policy"),
-        py::arg("normalize_advantage"), py::arg("portable"), py::arg("threads"));
+        py::arg("normalize_advantage"), py::arg("lanes"), py::arg("threads"));
   m.def("prior_kl_categorical", &PriorKlCategorical, py::arg("logits_ptr"), py::arg("prior_log_probs_ptr"),
         py::arg("action_mask_ptr"), py::arg("kl_ptr"), py::arg("logits_grad_ptr"), py::arg("rows"),
-        py::arg("actions"), py::arg("prior_temperature_ptr"), py::arg("prior_policy"), py::arg("portable"));
+        py::arg("actions"), py::arg("prior_temperature_ptr"), py::arg("prior_policy"), py::arg("lanes"));
   m.def("prior_kl_gaussian", &PriorKlGaussian, py::arg("inputs"), py::arg("kl_ptr"), py::arg("mean_grad_ptr"),
         py::arg("log_std_grad_ptr"), py::arg("rows"), py::arg("dims"), py::arg("log_std_per_row"),
         py::arg("prior_log_std_per_row"), py::arg("prior_temperature_ptr"), py::arg("prior_policy"),
-        py::arg("portable"));
+        py::arg("lanes"));
   m.def("sample_categorical", &SampleCategorical, py::arg("inputs"), py::arg("outputs"), py::arg("rows"),
         py::arg("actions"), py::arg("state_ptr"), py::arg("prior_temperature_ptr"), py::arg("prior_policy"));
   m.def("sample_gaussian", &SampleGaussian, py::arg("inputs"), py::arg("outputs"), py::arg("rows"),

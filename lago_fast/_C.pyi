@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
+def addresses(tensors: tuple[Tensor | None, ...], kinds: str, rows: int, width: int) -> tuple[int, ...] | None: ...
 def gae(
     rewards_ptr: int,
     values_ptr: int,
@@ -26,7 +29,7 @@ def ppo_kl_gaussian(
     prior_log_std_per_row: bool,
     prior_policy: bool,
     normalize_advantage: bool,
-    portable: bool,
+    lanes: int,
     threads: int,
 ) -> None: ...
 def ppo_kl_categorical(
@@ -37,7 +40,7 @@ def ppo_kl_categorical(
     actions: int,
     prior_policy: bool,
     normalize_advantage: bool,
-    portable: bool,
+    lanes: int,
     threads: int,
 ) -> None: ...
 def prior_kl_categorical(
@@ -50,7 +53,7 @@ def prior_kl_categorical(
     actions: int,
     prior_temperature_ptr: int,
     prior_policy: bool,
-    portable: bool,
+    lanes: int,
 ) -> None: ...
 def prior_kl_gaussian(
     inputs: tuple[int, ...],
@@ -63,7 +66,7 @@ def prior_kl_gaussian(
     prior_log_std_per_row: bool,
     prior_temperature_ptr: int,
     prior_policy: bool,
-    portable: bool,
+    lanes: int,
 ) -> None: ...
 def sample_categorical(
     inputs: tuple[int, ...],

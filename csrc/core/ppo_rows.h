@@ -23,8 +23,8 @@ struct PpoCoefficients {
 struct PpoOptions {
   bool prior_policy;  // KL(prior || policy) in place of KL(policy || prior)
   bool normalize_advantage;
-  bool portable;  // no AVX2, even where the processor has it
-  int threads;    // at most; results do not depend on it
+  int lanes;    // floats at once, at most: 4 (portable), 8 (AVX2) or 16 (AVX-512)
+  int threads;  // at most; results do not depend on it
 };
 
 // [B] each; only values_grad is written.

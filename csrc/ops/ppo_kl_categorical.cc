@@ -17,17 +17,20 @@
 namespace lago {
 namespace {
 
-constexpr std::size_t kMaxLanes = 8;
+constexpr std::size_t kMaxLanes = 16;
 constexpr std::size_t kMaxBlockRows = 64;
 constexpr std::size_t kBlockElements = 2048;     // of a block, so that its arrays stay in the first cache
+constexpr std::size_t kPrefetched = 1024;        // actions of a row; longer ones the processor fetches itself
 constexpr std::size_t kChunkElements = 16384;    // what a thread takes at once
 constexpr std::size_t kThreadElements = 262144;  // below it one thread is faster
 
 // Working memory of one thread. The arrays [rows, stride] hold rows of whole vectors, those of rows whole
 // vectors too.
 struct Scratch {
-  float *e, *v, *f;
+  float *e, *v, *f;  // [rows, stride], rows of whole vectors
   std::size_t stride;
+  float* fours[4];  // [rows, 4]
+  // [rows], whole vectors
   float *max_x, *max_y, *sum_e, *sum_ed, *sum_f, *sum_gap, *log_prob, *log_prob_grad, *constant, *slope,
       *by_f;
 };
@@ -51,18 +54,24 @@ struct Kernels {
 
 std::size_t RoundUp(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit * unit; }
 
-constexpr std::size_t kRowArrays = 11;
+constexpr std::size_t kRowArrays = 11;  // of Scratch, each of one float a row
+constexpr std::size_t kFours = 4;       // of four floats a row
 
 std::size_t ScratchSize(std::size_t block_rows, std::size_t stride) {
-  return 3 * block_rows * stride + kRowArrays * RoundUp(block_rows, kMaxLanes);
+  return 3 * block_rows * stride + (kRowArrays + 4 * kFours) * RoundUp(block_rows, kMaxLanes);
 }
 
 Scratch MakeScratch(float* memory, std::size_t block_rows, std::size_t stride) {
   const std::size_t n = block_rows * stride, rows = RoundUp(block_rows, kMaxLanes);
-  float* row = memory + 3 * n;
-  const auto take = [&] { return std::exchange(row, row + rows); };
-  return {memory, memory + n, memory + 2 * n, stride, take(), take(), take(), take(),
-          take(), take(),     take(),         take(), take(), take(), take()};
+  float* next = memory + 3 * n;
+  const auto take = [&](std::size_t size) { return std::exchange(next, next + size); };
+  Scratch s = {memory, memory + n, memory + 2 * n, stride};
+  for (float*& fours : s.fours) fours = take(4 * rows);
+  for (float** p : {&s.max_x, &s.max_y, &s.sum_e, &s.sum_ed, &s.sum_f, &s.sum_gap, &s.log_prob,
+                    &s.log_prob_grad, &s.constant, &s.slope, &s.by_f}) {
+    *p = take(rows);
+  }
+  return s;
 }
 
 // The pointers at row `first`.
@@ -81,7 +90,8 @@ bool UnsafePpoKlCategorical(const CategoricalInputs& in, const PpoCoefficients& 
   for (std::size_t r = 0; r < shape.rows; ++r) {
     if (in.actions[r] < 0 || static_cast<std::size_t>(in.actions[r]) >= actions) return false;
   }
-  const Kernels& kernels = Choose(options.portable);
+  // A row that fills no wide vector is faster in a narrow one.
+  const Kernels& kernels = Choose(actions < 16 ? std::min(options.lanes, 8) : options.lanes);
   const PpoMoments moments = kernels.advantage_moments(in.rows.advantages, in.rows.weight, shape.rows);
   const CategoricalUniform uniform{MakePpoUniform(coefficients, moments, options),
                                    actions,

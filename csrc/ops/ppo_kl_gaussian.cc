@@ -15,7 +15,7 @@
 namespace lago {
 namespace {
 
-constexpr std::size_t kGroupRows = 8;  // a multiple of every instruction set's lanes
+constexpr std::size_t kGroupRows = 16;  // a multiple of every instruction set's lanes
 constexpr std::size_t kBlockRows = 64;
 constexpr std::size_t kChunkElements = 8192;    // what a thread takes at once
 constexpr std::size_t kThreadElements = 32768;  // below it one thread is faster
@@ -165,7 +165,7 @@ Scratch MakeScratch(Arena& arena, const GaussianShape& shape, const Scratch& sha
 
 void UnsafePpoKlGaussian(const GaussianInputs& in, const PpoCoefficients& coefficients,
                          const GaussianOutputs& out, const GaussianShape& shape, const PpoOptions& options) {
-  const Kernels& kernels = Choose(options.portable);
+  const Kernels& kernels = Choose(options.lanes);
   const std::size_t dims = shape.dims, block = kBlockRows * dims, tile = kGroupRows * dims;
   const PpoMoments moments = kernels.advantage_moments(in.rows.advantages, in.rows.weight, shape.rows);
   const GaussianUniform uniform{MakePpoUniform(coefficients, moments, options), dims,

@@ -14,7 +14,7 @@
 namespace lago {
 namespace {
 
-constexpr std::size_t kMaxLanes = 8;
+constexpr std::size_t kMaxLanes = 16;
 
 // The functions of one instruction set.
 struct Kernels {
@@ -29,12 +29,12 @@ struct Kernels {
 
 void UnsafePriorKlCategorical(const CategoricalKl& task, const PriorKlOptions& options) {
   std::vector<float> scratch(3 * (task.actions + kMaxLanes));
-  Choose(options.portable).categorical(task, options, scratch.data());
+  Choose(options.lanes).categorical(task, options, scratch.data());
 }
 
 void UnsafePriorKlGaussian(const GaussianKl& task, const PriorKlOptions& options) {
   std::vector<float> scratch(task.dims);
-  Choose(options.portable).gaussian(task, options, scratch.data());
+  Choose(options.lanes).gaussian(task, options, scratch.data());
 }
 
 }  // namespace lago

@@ -11,7 +11,7 @@ namespace lago {
 struct PriorKlOptions {
   float prior_temperature;
   bool prior_policy;  // KL(prior || policy) in place of KL(policy || prior)
-  bool portable;      // no AVX2, even where the processor has it
+  int lanes;          // floats at once, at most: 4 (portable), 8 (AVX2) or 16 (AVX-512)
 };
 
 // [B, A], row-major.

@@ -24,7 +24,11 @@ class _Scaled(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(upstream.to(grad.dtype) * grad for grad in ctx.saved_tensors)
+        grads = ctx.saved_tensors
+        # the rule; to look at the number costs nothing on a CPU, to multiply by it a pass over memory
+        if upstream.is_cpu and upstream.item() == 1:
+            return None, None, *grads
+        return None, None, *(upstream.to(grad.dtype) * grad for grad in grads)
 
 
 def differentiable(inputs: Inputs, outputs: Outputs, grads: Grads) -> Outputs:

@@ -11,23 +11,20 @@ from lago_fast import _C
 from .eager import Grads
 from .reference import HALF_TYPES, Coefficients, Direction, Inputs, Outputs
 
-FLOAT = torch.float32
-DTYPES = (FLOAT, FLOAT, torch.int64, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, torch.bool)
+# of inputs, coefficients and gradients, as `_C.addresses` names them
+KINDS = "ERIRRRRREM" + "SSSSSS" + "ER"
 
 
 def _readable(inputs: Inputs) -> Inputs:
-    """Return the inputs as native code reads them, or refuse one. Minibatches are small: what fits costs little."""
+    """Return the inputs as native code reads them, contiguous and float32 where they are floats, or refuse one."""
     element = inputs.logits.shape
-    if len(element) != 2 or element[1] == 0:
-        raise ValueError(f"logits: expected shape [B, A] with A at least 1, got {list(element)}")
-    row = element[:1]
-    changed = {}
-    shapes = (element, row, row, row, row, row, row, row, element, element)
-    for name, t, dtype, shape in zip(Inputs._fields, inputs, DTYPES, shapes, strict=True):
-        if t is None or (t.dtype is dtype and t.shape == shape and t.is_cpu and t.is_contiguous()):
-            continue
-        changed[name] = _converted(name, t, dtype, shape)
-    return inputs._replace(**changed) if changed else inputs
+    converted = {}
+    for name, t in inputs._asdict().items():
+        if t is not None:
+            shape = element if name in ("logits", "prior_log_probs", "action_mask") else element[:1]
+            dtype = {"actions": torch.int64, "action_mask": torch.bool}.get(name, torch.float32)
+            converted[name] = _converted(name, t, dtype, shape)
+    return inputs._replace(**converted)
 
 
 def _converted(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
@@ -36,33 +33,35 @@ def _converted(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, 
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
     if not tensor.is_cpu:
         raise ValueError(f"{name}: expected a CPU tensor, got one on {tensor.device}; choose another impl")
-    if tensor.dtype is not dtype and not (dtype is FLOAT and tensor.dtype in HALF_TYPES):
-        wanted = "float32 or a half type" if dtype is FLOAT else f"{dtype}"
+    if tensor.dtype is not dtype and not (dtype is torch.float32 and tensor.dtype in HALF_TYPES):
+        wanted = "float32 or a half type" if dtype is torch.float32 else f"{dtype}"
         raise ValueError(f"{name}: expected {wanted}, got {tensor.dtype}; use impl='reference'")
     return tensor.detach().to(dtype).contiguous()
 
 
-def _addresses(coefficients: Coefficients) -> tuple[int, ...]:
+def _coefficient_addresses(coefficients: Coefficients) -> list[int]:
     """Return where each coefficient lies, 0 for None."""
-    addresses = []
     for name, c in zip(Coefficients._fields, coefficients, strict=True):
-        if c is not None and (c.dtype is not FLOAT or c.numel() != 1 or not c.is_cpu):
+        if c is not None and (c.dtype is not torch.float32 or c.numel() != 1 or not c.is_cpu):
             raise ValueError(
                 f"{name}: expected a 0-D float32 CPU tensor, got {c.dtype} {list(c.shape)} on {c.device}; "
                 "see ops.coefficients_on"
             )
-        addresses.append(0 if c is None else c.data_ptr())
-    return tuple(addresses)
+    return [0 if c is None else c.data_ptr() for c in coefficients]
 
 
-def _check_buffers(out: Grads, inputs: Inputs) -> None:
-    """Refuse gradients that do not fit the inputs."""
-    for name, grad, like in zip(Grads._fields, out, (inputs.logits, inputs.values), strict=True):
+def _writable(grads: Grads, inputs: Inputs) -> Grads:
+    """Return where native code writes the gradients, which is float32, or refuse what the caller gave."""
+    for name, grad in zip(Grads._fields, grads, strict=True):
+        like = getattr(inputs, name)
         if grad.dtype is not like.dtype or grad.shape != like.shape or not (grad.is_cpu and grad.is_contiguous()):
             raise ValueError(
                 f"out.{name}: expected contiguous {like.dtype} {list(like.shape)} on the CPU, "
                 f"got {grad.dtype} {list(grad.shape)} on {grad.device}"
             )
+    if all(grad.dtype is torch.float32 for grad in grads):
+        return grads
+    return Grads(*(torch.empty_like(grad, dtype=torch.float32) for grad in grads))
 
 
 def loss_and_grads(
@@ -72,7 +71,7 @@ def loss_and_grads(
     kl_direction: Direction = "policy_prior",
     normalize_advantage: bool = True,
     out: Grads | None = None,
-    portable: bool = False,
+    lanes: int = 16,
 ) -> tuple[Outputs, Grads]:
     """Return the outputs, and d loss / d (logits, values).
 
@@ -82,44 +81,43 @@ def loss_and_grads(
         kl_direction: "policy_prior" is KL(policy || prior), "prior_policy" the other one.
         normalize_advantage: as in Stable-Baselines3, over rows of weight 1.
         out: gradients of an earlier call with the same shapes and dtypes, to be overwritten and returned.
-        portable: compute without AVX2, as a processor that lacks it does.
+        lanes: floats at once, at most: 16 (AVX-512), 8 (AVX2) or 4, as a processor that has no more.
 
     Raises:
         ValueError: a tensor on another device, of another dtype or shape, or an action that is none.
     """
     if kl_direction not in ("policy_prior", "prior_policy"):
         raise ValueError(f"kl_direction: expected 'policy_prior' or 'prior_policy', got {kl_direction!r}")
-    x = _readable(inputs)
-    if out is not None:
-        _check_buffers(out, inputs)
-    # native code writes float32
-    if out is not None and out.logits.dtype is FLOAT and out.values.dtype is FLOAT:
-        grads = out
-    else:
-        grads = Grads(torch.empty_like(x.logits), torch.empty_like(x.values))
+    shape = inputs.logits.shape
+    if len(shape) != 2 or shape[1] == 0:
+        raise ValueError(f"logits: expected shape [B, A] with A at least 1, got {list(shape)}")
+    rows, actions = shape
+    grads = out
+    if grads is None:
+        grads = Grads(
+            torch.empty_like(inputs.logits, memory_format=torch.contiguous_format),
+            torch.empty_like(inputs.values, memory_format=torch.contiguous_format),
+        )
+    x, written = inputs, grads
+    at = _C.addresses((*x, *coefficients, *written), KINDS, rows, actions)
+    if at is None:
+        # something is to be converted or refused, or torch is too old for that short way
+        x, written = _readable(inputs), _writable(grads, inputs)
+        read = [0 if t is None else t.data_ptr() for t in x]
+        at = (*read, *_coefficient_addresses(coefficients), *(t.data_ptr() for t in written))
     statistics = torch.empty(7)
-    rows, actions = x.logits.shape
-    mask = x.action_mask
     _C.ppo_kl_categorical(
-        (*[t.data_ptr() for t in x[:9]], 0 if mask is None else mask.data_ptr()),
-        _addresses(coefficients),
-        (statistics.data_ptr(), grads.logits.data_ptr(), grads.values.data_ptr()),
+        at[:10],
+        at[10:16],
+        (statistics.data_ptr(), *at[16:]),
         rows,
         actions,
         kl_direction == "prior_policy",
         normalize_advantage,
-        portable,
+        lanes,
         torch.get_num_threads(),
     )
-    if grads is not out:
-        grads = _narrowed(grads, inputs, out)
+    if written is not grads:
+        for buffer, grad in zip(grads, written, strict=True):
+            buffer.copy_(grad)
     return Outputs(*statistics.unbind()), grads
-
-
-def _narrowed(grads: Grads, inputs: Inputs, out: Grads | None) -> Grads:
-    """Return the gradients in their inputs' dtypes, in `out` where it is given."""
-    if out is None:
-        return Grads(grads.logits.to(inputs.logits.dtype), grads.values.to(inputs.values.dtype))
-    for buffer, grad in zip(out, grads, strict=True):
-        buffer.copy_(grad)
-    return out

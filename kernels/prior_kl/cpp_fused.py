@@ -41,7 +41,7 @@ def categorical(
     *,
     direction: Direction,
     needs_grad: bool,
-    portable: bool = False,
+    lanes: int = 16,
 ) -> tuple[Tensor, CategoricalGrads | None]:
     """Return KL [B] in nats, and where it is asked for d KL / d logits of each row.
 
@@ -50,7 +50,7 @@ def categorical(
         prior_temperature: 0-D float32.
         direction: "policy_prior" is KL(policy || prior), "prior_policy" the other one.
         needs_grad: whether the gradient is wanted; it has its input's dtype.
-        portable: compute without AVX2, as a processor that lacks it does.
+        lanes: floats at once, at most: 16 (AVX-512), 8 (AVX2) or 4, as a processor that has no more.
 
     Raises:
         ValueError: a tensor on another device, of another dtype or shape.
@@ -73,7 +73,7 @@ def categorical(
         *shape,
         prior_temperature.data_ptr(),
         direction == "prior_policy",
-        portable,
+        lanes,
     )
     return kl, None if grad is None else CategoricalGrads(grad.to(inputs.logits.dtype))
 
@@ -84,7 +84,7 @@ def gaussian(
     *,
     direction: Direction,
     needs_grad: bool,
-    portable: bool = False,
+    lanes: int = 16,
 ) -> tuple[Tensor, GaussianGrads | None]:
     """Return KL [B] in nats, and where it is asked for d KL / d (mean, log_std) of each row, [B, D] both.
 
@@ -114,7 +114,7 @@ def gaussian(
         x.prior_log_std.dim() == 2,
         prior_temperature.data_ptr(),
         direction == "prior_policy",
-        portable,
+        lanes,
     )
     if grads is not None:
         grads = GaussianGrads(grads.mean.to(inputs.mean.dtype), grads.log_std.to(inputs.log_std.dtype))

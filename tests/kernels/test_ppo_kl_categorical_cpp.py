@@ -1,4 +1,4 @@
-"""The native categorical loss against float64 autograd of the reference, with and without AVX2."""
+"""The native categorical loss against float64 autograd of the reference, with every instruction set that is here."""
 
 import os
 import signal
@@ -58,7 +58,7 @@ def poisoned(x: Inputs) -> eager.Grads:
     return eager.Grads(*(torch.full_like(t, float("nan")) for t in x[:2]))
 
 
-def assert_no_worse_than_eager(x: Inputs, c: Coefficients, *, portable: bool, rtol: float = 2e-6, **options) -> None:
+def assert_no_worse_than_eager(x: Inputs, c: Coefficients, *, lanes: int, rtol: float = 2e-6, **options) -> None:
     """Compare every output and gradient with float64, beside eager float32.
 
     A gradient's tolerance is relative to its largest entry. The outputs are means of terms that may cancel,
@@ -66,7 +66,7 @@ def assert_no_worse_than_eager(x: Inputs, c: Coefficients, *, portable: bool, rt
     """
     truth = [t for part in eager.loss_and_grads(widened(x), widened(c), **options) for t in part]
     plain = [t for part in eager.loss_and_grads(x, c, **options) for t in part]
-    fused = [t for part in cpp_fused.loss_and_grads(x, c, out=poisoned(x), portable=portable, **options) for t in part]
+    fused = [t for part in cpp_fused.loss_and_grads(x, c, out=poisoned(x), lanes=lanes, **options) for t in part]
     names = (*eager.Outputs._fields, *eager.Grads._fields)
     for name, expected, other, got in zip(names, truth, plain, fused, strict=True):
         if expected.numel() == 0:
@@ -85,76 +85,76 @@ def assert_same_bits(first, second) -> None:
         assert all(torch.equal(a, b) for a, b in zip(part, again, strict=True))
 
 
-portable = pytest.mark.parametrize("portable", [False, True], ids=["best", "portable"])
+all_lanes = pytest.mark.parametrize("lanes", [4, 8, 16])
 direction = pytest.mark.parametrize("kl_direction", ["policy_prior", "prior_policy"])
 
 
-@portable
+@all_lanes
 @direction
 @pytest.mark.parametrize("n_actions", [2, 3, 4, 8, 18, 40, 257])
 @pytest.mark.parametrize("rows", [1, 7, 63, 64, 65])
-def test_shapes(rows, n_actions, kl_direction, portable):
-    assert_no_worse_than_eager(draw(rows, n_actions), coefficients(), portable=portable, kl_direction=kl_direction)
+def test_shapes(rows, n_actions, kl_direction, lanes):
+    assert_no_worse_than_eager(draw(rows, n_actions), coefficients(), lanes=lanes, kl_direction=kl_direction)
 
 
-@portable
+@all_lanes
 @direction
 @pytest.mark.parametrize(("rows", "n_actions"), [(2049, 4), (2049, 40), (5, 32000)])
-def test_large_shapes(rows, n_actions, kl_direction, portable):
-    assert_no_worse_than_eager(draw(rows, n_actions), coefficients(), portable=portable, kl_direction=kl_direction)
+def test_large_shapes(rows, n_actions, kl_direction, lanes):
+    assert_no_worse_than_eager(draw(rows, n_actions), coefficients(), lanes=lanes, kl_direction=kl_direction)
 
 
-@portable
+@all_lanes
 @direction
-def test_one_action_leaves_nothing_to_choose(kl_direction, portable):
-    outputs, grads = cpp_fused.loss_and_grads(draw(9, 1), coefficients(), portable=portable, kl_direction=kl_direction)
+def test_one_action_leaves_nothing_to_choose(kl_direction, lanes):
+    outputs, grads = cpp_fused.loss_and_grads(draw(9, 1), coefficients(), lanes=lanes, kl_direction=kl_direction)
     assert outputs.entropy == outputs.prior_kl == 0
     torch.testing.assert_close(grads.logits, torch.zeros(9, 1), rtol=0, atol=1e-7)
 
 
-@portable
+@all_lanes
 @direction
 @pytest.mark.parametrize("n_actions", [2, 5, 8, 41, 1000])
-def test_action_masks(n_actions, kl_direction, portable):
+def test_action_masks(n_actions, kl_direction, lanes):
     x = draw(70, n_actions, masked=True)
-    assert_no_worse_than_eager(x, coefficients(), portable=portable, kl_direction=kl_direction)
-    _, grads = cpp_fused.loss_and_grads(x, coefficients(), portable=portable, kl_direction=kl_direction)
+    assert_no_worse_than_eager(x, coefficients(), lanes=lanes, kl_direction=kl_direction)
+    _, grads = cpp_fused.loss_and_grads(x, coefficients(), lanes=lanes, kl_direction=kl_direction)
     assert not grads.logits[~x.action_mask].any()
 
 
-@portable
+@all_lanes
 @direction
-def test_excluded_actions_are_those_of_a_mask(kl_direction, portable):
+def test_excluded_actions_are_those_of_a_mask(kl_direction, lanes):
     x = draw(50, 21, masked=True)
     minus_inf = x._replace(
         logits=x.logits.masked_fill(~x.action_mask, -torch.inf),
         prior_log_probs=x.prior_log_probs.masked_fill(~x.action_mask, -torch.inf),
         action_mask=None,
     )
-    options = {"kl_direction": kl_direction, "portable": portable}
+    options = {"kl_direction": kl_direction, "lanes": lanes}
     first = cpp_fused.loss_and_grads(x, coefficients(), **options)
     assert_same_bits(first, cpp_fused.loss_and_grads(minus_inf, coefficients(), **options))
     assert all(t.isfinite().all() for part in first for t in part)
 
 
-@portable
-def test_zero_probability_on_the_left_adds_nothing(portable):
+@all_lanes
+def test_zero_probability_on_the_left_adds_nothing(lanes):
     x = draw(20, 6)
     x.logits[:, 2] = -torch.inf
     x = x._replace(actions=torch.zeros(20, dtype=torch.int64))
     x = x._replace(old_log_prob=taken_log_prob(x.logits, x.actions, None) - 0.1)
-    assert_no_worse_than_eager(x, coefficients(), portable=portable)
+    assert_no_worse_than_eager(x, coefficients(), lanes=lanes)
 
     y = draw(20, 6)
     y.prior_log_probs[:, 2] = -torch.inf
-    assert_no_worse_than_eager(y, coefficients(), portable=portable, kl_direction="prior_policy")
+    assert_no_worse_than_eager(y, coefficients(), lanes=lanes, kl_direction="prior_policy")
 
 
-@portable
-def test_zero_probability_on_the_right_alone_is_infinite(portable):
+@all_lanes
+def test_zero_probability_on_the_right_alone_is_infinite(lanes):
     x = draw(20, 6)
     x.prior_log_probs[3, 2] = -torch.inf
-    outputs, grads = cpp_fused.loss_and_grads(x, coefficients(), portable=portable)
+    outputs, grads = cpp_fused.loss_and_grads(x, coefficients(), lanes=lanes)
     assert outputs.prior_kl == torch.inf
     assert outputs.loss == torch.inf
     others = torch.arange(20) != 3
@@ -163,43 +163,43 @@ def test_zero_probability_on_the_right_alone_is_infinite(portable):
 
     y = draw(20, 6)
     y.logits[3, (y.actions[3] + 1) % 6] = -torch.inf
-    outputs, _ = cpp_fused.loss_and_grads(y, coefficients(), portable=portable, kl_direction="prior_policy")
+    outputs, _ = cpp_fused.loss_and_grads(y, coefficients(), lanes=lanes, kl_direction="prior_policy")
     assert outputs.prior_kl == torch.inf
 
 
-@portable
+@all_lanes
 @pytest.mark.parametrize("clip_range_vf", [None, 0.05, 0.7])
 @pytest.mark.parametrize("normalize_advantage", [False, True])
-def test_value_clipping_and_advantages_as_they_are(clip_range_vf, normalize_advantage, portable):
+def test_value_clipping_and_advantages_as_they_are(clip_range_vf, normalize_advantage, lanes):
     c = coefficients(0.1, 0.02, 0.7, 0.5, 0.6, clip_range_vf)
-    assert_no_worse_than_eager(draw(100, 4), c, portable=portable, normalize_advantage=normalize_advantage)
+    assert_no_worse_than_eager(draw(100, 4), c, lanes=lanes, normalize_advantage=normalize_advantage)
 
 
-@portable
-def test_ratio_at_the_edge_of_the_clip(portable):
+@all_lanes
+def test_ratio_at_the_edge_of_the_clip(lanes):
     x = draw(16, 2)
     ratios = torch.tensor([0.5, 1.5, 0.49, 1.51]).repeat(4)
     x = x._replace(logits=torch.zeros(16, 2), weight=torch.ones(16), old_log_prob=-(2 * ratios).log())
-    assert_no_worse_than_eager(x, coefficients(0.5), portable=portable)
+    assert_no_worse_than_eager(x, coefficients(0.5), lanes=lanes)
 
 
-@portable
+@all_lanes
 @pytest.mark.parametrize("valid_rows", [[], [3]])
-def test_no_valid_row_and_one(valid_rows, portable):
+def test_no_valid_row_and_one(valid_rows, lanes):
     weight = torch.zeros(11)
     weight[valid_rows] = 1
     x = draw(11, 4)._replace(weight=weight)
-    assert_no_worse_than_eager(x, coefficients(), portable=portable)
-    outputs, grads = cpp_fused.loss_and_grads(x, coefficients(), portable=portable)
+    assert_no_worse_than_eager(x, coefficients(), lanes=lanes)
+    outputs, grads = cpp_fused.loss_and_grads(x, coefficients(), lanes=lanes)
     if not valid_rows:
         assert not any(t.any() for t in (*outputs, *grads))
 
 
-@portable
+@all_lanes
 @direction
-def test_an_invalid_row_adds_nothing_whatever_stands_in_it(kl_direction, portable):
+def test_an_invalid_row_adds_nothing_whatever_stands_in_it(kl_direction, lanes):
     x = draw(20, 5)
-    options = {"portable": portable, "kl_direction": kl_direction}
+    options = {"lanes": lanes, "kl_direction": kl_direction}
     expected = cpp_fused.loss_and_grads(x, coefficients(), **options)
     invalid = x.weight == 0
     x.old_log_prob[invalid] = -1e4
@@ -209,29 +209,29 @@ def test_an_invalid_row_adds_nothing_whatever_stands_in_it(kl_direction, portabl
     assert_same_bits(expected, cpp_fused.loss_and_grads(x, coefficients(), **options))
 
 
-@portable
-def test_no_rows(portable):
-    outputs, grads = cpp_fused.loss_and_grads(draw(0, 4), coefficients(), portable=portable)
+@all_lanes
+def test_no_rows(lanes):
+    outputs, grads = cpp_fused.loss_and_grads(draw(0, 4), coefficients(), lanes=lanes)
     assert not any(t.any() for t in outputs)
     assert grads.logits.shape == (0, 4)
 
 
-@portable
+@all_lanes
 @pytest.mark.parametrize(
     "name", ["logits", "values", "old_log_prob", "advantages", "returns", "prior_log_probs", "weight"]
 )
-def test_a_nan_in_a_valid_row_shows_in_the_loss(name, portable):
+def test_a_nan_in_a_valid_row_shows_in_the_loss(name, lanes):
     x = draw(20, 9)
     broken = getattr(x, name)
     broken[(2, 8) if broken.dim() == 2 else 2] = float("nan")
-    assert cpp_fused.loss_and_grads(x, coefficients(), portable=portable)[0].loss.isnan()
+    assert cpp_fused.loss_and_grads(x, coefficients(), lanes=lanes)[0].loss.isnan()
 
 
-@portable
+@all_lanes
 @direction
-def test_same_input_same_bits(kl_direction, portable):
+def test_same_input_same_bits(kl_direction, lanes):
     x = draw(1000, 18)
-    options = {"portable": portable, "kl_direction": kl_direction}
+    options = {"lanes": lanes, "kl_direction": kl_direction}
     first = cpp_fused.loss_and_grads(x, coefficients(), **options)
     assert_same_bits(first, cpp_fused.loss_and_grads(x, coefficients(), out=poisoned(x), **options))
 
@@ -243,16 +243,16 @@ def _threads_restored():
     torch.set_num_threads(threads)
 
 
-@portable
+@all_lanes
 @direction
 @pytest.mark.parametrize(("rows", "n_actions"), [(THREADED_ROWS, 40), (9, 32000)])
 @pytest.mark.usefixtures("_threads_restored")
-def test_threads_do_not_change_a_bit(rows, n_actions, kl_direction, portable):
+def test_threads_do_not_change_a_bit(rows, n_actions, kl_direction, lanes):
     x = draw(rows, n_actions, masked=True)
     results = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        options = {"kl_direction": kl_direction, "portable": portable}
+        options = {"kl_direction": kl_direction, "lanes": lanes}
         results.append(cpp_fused.loss_and_grads(x, coefficients(), out=poisoned(x), **options))
     assert_same_bits(results[0], results[1])
     assert_same_bits(results[0], results[2])
@@ -312,6 +312,15 @@ def test_views_are_read_as_what_they_show():
     assert_same_bits(expected, cpp_fused.loss_and_grads(shifted, coefficients()))
 
 
+def test_torch_without_a_quick_reader_gives_the_same(monkeypatch):
+    x = draw(50, 9)
+    expected = cpp_fused.loss_and_grads(x, coefficients())
+    monkeypatch.setattr(cpp_fused._C, "addresses", lambda *_: None)
+    again = cpp_fused.loss_and_grads(x, coefficients(), out=poisoned(x))
+    for part, same in zip(expected, again, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(part, same, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_types_are_computed_in_float32(dtype):
     x = Inputs(*(t.to(dtype) if t is not None and t.is_floating_point() else t for t in draw(50, 9, masked=True)))
@@ -352,13 +361,13 @@ def extreme(rows: int, n_actions: int, seed: int, masked: bool) -> Inputs:
     shape=st.tuples(st.integers(1, 9), st.integers(1, 19)),
     seed=st.integers(0, 2**31),
     masked=st.booleans(),
-    portable=st.booleans(),
+    lanes=st.sampled_from([4, 8, 16]),
     kl_direction=st.sampled_from(["policy_prior", "prior_policy"]),
 )
-def test_extremes(shape, seed, masked, portable, kl_direction):
+def test_extremes(shape, seed, masked, lanes, kl_direction):
     x = extreme(*shape, seed, masked)
     outputs, grads = cpp_fused.loss_and_grads(
-        x, coefficients(), out=poisoned(x), portable=portable, kl_direction=kl_direction
+        x, coefficients(), out=poisoned(x), lanes=lanes, kl_direction=kl_direction
     )
     counts = x.weight != 0
     assert not grads.logits[~counts].any()
@@ -402,13 +411,13 @@ def test_a_refused_input_is_named(name, broken):
         cpp_fused.loss_and_grads(x, coefficients())
 
 
-@portable
+@all_lanes
 @pytest.mark.parametrize("action", [-1, 4, 2**40])
-def test_an_action_that_is_none_is_refused(action, portable):
+def test_an_action_that_is_none_is_refused(action, lanes):
     x = draw(10, 4)
     x.actions[7] = action
     with pytest.raises(ValueError, match=r"^actions: expected numbers from 0 to 3"):
-        cpp_fused.loss_and_grads(x, coefficients(), portable=portable)
+        cpp_fused.loss_and_grads(x, coefficients(), lanes=lanes)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -63,22 +63,22 @@ struct Batch {
   }
 
   // Every number that a loss gives, in one vector.
-  std::vector<float> Categorical(int threads, bool portable) const {
+  std::vector<float> Categorical(int threads, int lanes) const {
     std::vector<float> out(7 + kRows * kActions + kRows);
     const lago::CategoricalInputs in = {logits.data(), chosen.data(), prior.data(), nullptr,
                                         Rows(out.data() + 7 + kRows * kActions)};
     CHECK(lago::UnsafePpoKlCategorical(in, kCoefficients, {out.data(), out.data() + 7}, {kRows, kActions},
-                                       {false, true, portable, threads}));
+                                       {false, true, lanes, threads}));
     return out;
   }
 
-  std::vector<float> Gaussian(int threads, bool portable) const {
+  std::vector<float> Gaussian(int threads, int lanes) const {
     std::vector<float> out(7 + kRows * kDims + kDims + kRows);
     float* log_std_grad = out.data() + 7 + kRows * kDims;
     const lago::GaussianInputs in = {mean.data(),    log_std.data(),       actions.data(),
                                      actions.data(), prior_log_std.data(), Rows(log_std_grad + kDims)};
     lago::UnsafePpoKlGaussian(in, kCoefficients, {out.data(), out.data() + 7, log_std_grad},
-                              {kRows, kDims, false, true}, {false, true, portable, threads});
+                              {kRows, kDims, false, true}, {false, true, lanes, threads});
     return out;
   }
 };
@@ -107,23 +107,23 @@ void EveryChunkOnce() {
 }
 
 void TheSameBitsOnAnyThreads(const Batch& batch) {
-  for (const bool portable : {false, true}) {
-    const auto categorical = batch.Categorical(1, portable), gaussian = batch.Gaussian(1, portable);
+  for (const int lanes : {4, 8, 16}) {
+    const auto categorical = batch.Categorical(1, lanes), gaussian = batch.Gaussian(1, lanes);
     for (const int threads : {2, 3, 8}) {
-      CHECK(SameBits(categorical, batch.Categorical(threads, portable)));
-      CHECK(SameBits(gaussian, batch.Gaussian(threads, portable)));
+      CHECK(SameBits(categorical, batch.Categorical(threads, lanes)));
+      CHECK(SameBits(gaussian, batch.Gaussian(threads, lanes)));
     }
   }
 }
 
 void SeveralCallers(const Batch& batch) {
-  const auto categorical = batch.Categorical(1, false), gaussian = batch.Gaussian(1, false);
+  const auto categorical = batch.Categorical(1, 16), gaussian = batch.Gaussian(1, 16);
   std::vector<std::thread> callers;
   for (int caller = 0; caller < 4; ++caller) {
     callers.emplace_back([&] {
       for (int times = 0; times < 5; ++times) {
-        CHECK(SameBits(categorical, batch.Categorical(2, false)));
-        CHECK(SameBits(gaussian, batch.Gaussian(3, false)));
+        CHECK(SameBits(categorical, batch.Categorical(2, 16)));
+        CHECK(SameBits(gaussian, batch.Gaussian(3, 16)));
       }
     });
   }
@@ -131,17 +131,17 @@ void SeveralCallers(const Batch& batch) {
 }
 
 [[maybe_unused]] void AfterAFork(const Batch& batch) {
-  const auto expected = batch.Gaussian(2, false);
+  const auto expected = batch.Gaussian(2, 16);
   const pid_t child = fork();
   CHECK(child >= 0);
   if (child == 0) {
     alarm(60);
-    _exit(SameBits(expected, batch.Gaussian(2, false)) ? 0 : 1);
+    _exit(SameBits(expected, batch.Gaussian(2, 16)) ? 0 : 1);
   }
   int status = 0;
   CHECK(waitpid(child, &status, 0) == child);
   CHECK(status == 0);
-  CHECK(SameBits(expected, batch.Gaussian(2, false)));
+  CHECK(SameBits(expected, batch.Gaussian(2, 16)));
 }
 
 }  // namespace
