@@ -28,7 +28,7 @@ def categorical(rows: int, actions: int, dtype: torch.dtype = torch.float32, see
         logits=logits,
         values=values,
         actions=chosen,
-        old_log_prob=log_prob + 0.1 * noise,
+        old_log_prob=log_prob + _log_ratio(noise),
         advantages=advantages,
         returns=returns,
         old_values=old_values,
@@ -51,7 +51,7 @@ def gaussian(rows: int, dims: int, dtype: torch.dtype = torch.float32, seed: int
         log_std=log_std,
         values=values,
         actions=actions,
-        old_log_prob=log_prob + 0.1 * shift,
+        old_log_prob=log_prob + _log_ratio(shift),
         advantages=advantages,
         returns=returns,
         old_values=old_values,
@@ -60,6 +60,13 @@ def gaussian(rows: int, dims: int, dtype: torch.dtype = torch.float32, seed: int
         prior_log_std=0.2 * prior_noise - 1,
     )
     return _placed(x, dtype)
+
+
+def _log_ratio(noise: Tensor) -> Tensor:
+    """Return log-ratios of about 0.1 of which none is at the edge of the clip, where rounding decides the gradient."""
+    log_ratio = 0.1 * noise
+    at_edge = (((-log_ratio).exp() - 1).abs() - COEFFICIENTS["clip_range"]).abs() < 1e-3
+    return log_ratio.masked_fill(at_edge, 0.0)
 
 
 def _placed(inputs: Any, dtype: torch.dtype) -> Any:
