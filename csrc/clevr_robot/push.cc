@@ -11,7 +11,7 @@
 namespace lago {
 namespace {
 
-using namespace clevr;  // NOLINT: the scene's own names
+using namespace clevr;
 
 struct Quaternion {
   double w, x, y, z;
@@ -269,12 +269,13 @@ void Scene::SolveTogether() {
   }
 }
 
+// Of one degree of freedom. Euler's step takes the damping implicitly, as MuJoCo's does: hence the damped
+// inverse.
 struct Inertia {
-  double inverse, damping,
-      inverse_damped;  // the last of a step that takes the damping implicitly, as MuJoCo's does
+  double inverse, inverse_damped, damping;
 
   constexpr Inertia(double inertia, double damping)
-      : inverse(1 / inertia), damping(damping), inverse_damped(1 / (inertia + kTimestep * damping)) {}
+      : inverse(1 / inertia), inverse_damped(1 / (inertia + kTimestep * damping)), damping(damping) {}
 };
 
 constexpr Inertia kBallAlong{kBallInertia, kBallDamping}, kBallAbout{kBallSpinInertia, kBallDamping},
@@ -317,8 +318,8 @@ bool Scene::Step() {
     approach_[b].z += kFall;
     turning_[b] = (kContactDamping - kBallDamping / kBallSpinInertia) * spin_[b];
   }
-  approach_[kAgent] = (kContactDamping - kAgentDamping / kAgentInertia) * velocity_[kAgent];
-  approach_[kAgent] = approach_[kAgent] + kAgentAlong.inverse * ctrl_;
+  approach_[kAgent] =
+      (kContactDamping - kAgentDamping / kAgentInertia) * velocity_[kAgent] + kAgentAlong.inverse * ctrl_;
   std::fill_n(force_, kBodies, Vec{0, 0, 0});
   force_[kAgent] = ctrl_;
   std::fill_n(torque_, kBodies, Vec{0, 0, 0});
@@ -334,7 +335,7 @@ bool Scene::Step() {
 
 void UnsafeClevrPush(const ClevrScenes& scenes, int threads) {
   ParallelFor(scenes.rows, threads, [&](std::size_t row, int) {
-    thread_local Scene scene;  // a quarter of a megabyte, nothing of which outlives a row
+    thread_local Scene scene;  // large, and nothing of it outlives a row
     double *qpos = scenes.qpos + kClevrPositions * row, *qvel = scenes.qvel + kClevrVelocities * row;
     scene.Load(qpos, qvel, scenes.ctrl + 2 * row);
     bool sound = true;

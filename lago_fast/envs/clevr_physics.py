@@ -105,7 +105,7 @@ class ClevrPhysics:
         before_q[:, _AGENT_Q:] = start
         before_v[:, _AGENT_V:] = 0.0
         broken = ~_sound(before_q, before_v)
-        # Not even looked at by the engine, which would spend its time, and a warning, on them.
+        # The engine gets a sound scene in their place, on which it spends no warning.
         before_q[broken], before_v[broken] = _at_rest()
         after_q, after_v, diverged = self._stepper.step(before_q, before_v, ctrl, steps)
         diverged |= broken | ~_sound(after_q, after_v)
@@ -139,7 +139,7 @@ class ClevrPhysics:
 
 
 class _MujocoStepper:
-    """MuJoCo's rollout; one MjData for each thread."""
+    """MuJoCo's rollout, one MjData for each thread; MuJoCo writes what it gives up into MUJOCO_LOG.TXT."""
 
     def __init__(self, num_threads: int) -> None:
         mujoco = _import_mujoco()
@@ -190,9 +190,10 @@ class _NativeStepper:
 
 
 def _at_rest() -> tuple[Floats, Floats]:
-    """One scene's state, with every ball at the origin."""
-    ball = [0.0, 0.0, _RESTING_Z, 1.0, 0.0, 0.0, 0.0]
-    return np.array([*ball * len(BALLS), 0.0, 0.0]), np.zeros(NV)
+    """One scene's state, with the balls apart."""
+    places = [(-0.4, 0.0), (0.0, 0.0), (0.4, 0.0), (-0.2, 0.4), (0.2, 0.4)]
+    balls = [coordinate for x, y in places for coordinate in (x, y, _RESTING_Z, 1.0, 0.0, 0.0, 0.0)]
+    return np.array([*balls, 0.0, 0.0]), np.zeros(NV)
 
 
 def _sound(qpos: Floats, qvel: Floats) -> NDArray[np.bool_]:

@@ -98,6 +98,30 @@ def test_the_engines_agree_on_random_pushes(capsys):
     assert furthest <= TOLERANCE_M
 
 
+def test_the_native_engine_is_exact_where_mujoco_solves_to_the_end():
+    """What the engines differ by is where MuJoCo's solver stops, not a rule."""
+    rng = np.random.default_rng(5)
+    physics = ClevrPhysics(8, num_threads=1)
+    model = physics.model()
+    model.opt.tolerance, model.opt.iterations = 1e-15, 200
+    model.opt.ls_tolerance, model.opt.ls_iterations = 1e-4, 200
+    data = mujoco.MjData(model)
+    qpos, qvel = physics.initial_state(random_scenes(rng, 8))
+    for kind in ["ball", "grid", "continuous"] * 5:
+        start, ctrl, substeps = random_push(rng, physics.ball_xy(qpos), kind)
+        after, velocity, _ = physics.push(qpos, qvel, start, ctrl, substeps)
+        for n in range(8):
+            mujoco.mj_resetData(model, data)
+            data.qpos[:], data.qvel[:] = qpos[n], qvel[n]
+            data.qpos[35:], data.qvel[30:] = start[n], 0
+            mujoco.mj_forward(model, data)
+            data.ctrl[:] = ctrl[n]
+            mujoco.mj_step(model, data, substeps[n])
+            np.testing.assert_allclose(after[n], data.qpos, rtol=0, atol=1e-12)
+            np.testing.assert_allclose(velocity[n], data.qvel, rtol=0, atol=1e-10)
+        qpos, qvel = after, velocity
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_row_depends_on_no_other_row_and_no_thread(engine):
     rng = np.random.default_rng(1)
