@@ -35,6 +35,8 @@ _LARGEST = 1e10  # MuJoCo gives a simulation up beyond this
 _AGENT_Q, _AGENT_V = 35, 30
 _BALL_XYZ = np.arange(_AGENT_Q).reshape(len(BALLS), 7)[:, :3]  # columns of qpos
 _BALL_XY = _BALL_XYZ[:, :2]
+_QPOS_LIMITS = np.full(NQ, _LARGEST)
+_QPOS_LIMITS[_BALL_XYZ] = FURTHEST_BALL
 
 Floats = NDArray[np.float64]
 
@@ -105,11 +107,13 @@ class ClevrPhysics:
         before_q[:, _AGENT_Q:] = start
         before_v[:, _AGENT_V:] = 0.0
         broken = ~_sound(before_q, before_v)
-        # The engine gets a sound scene in their place, on which it spends no warning.
-        before_q[broken], before_v[broken] = _at_rest()
+        if broken.any():
+            # The engine gets a sound scene in their place, on which it spends no warning.
+            before_q[broken], before_v[broken] = _at_rest()
         after_q, after_v, diverged = self._stepper.step(before_q, before_v, ctrl, steps)
         diverged |= broken | ~_sound(after_q, after_v)
-        after_q[diverged], after_v[diverged] = qpos[diverged], qvel[diverged]
+        if diverged.any():
+            after_q[diverged], after_v[diverged] = qpos[diverged], qvel[diverged]
         return after_q, after_v, diverged
 
     def initial_state(self, ball_xy: Floats) -> tuple[Floats, Floats]:
@@ -198,8 +202,8 @@ def _at_rest() -> tuple[Floats, Floats]:
 
 def _sound(qpos: Floats, qvel: Floats) -> NDArray[np.bool_]:
     # a comparison with NaN is false
-    inside = (np.abs(qpos[:, _BALL_XYZ]) <= FURTHEST_BALL).all(axis=(1, 2))
-    return np.asarray(inside & (np.abs(qpos) <= _LARGEST).all(axis=1) & (np.abs(qvel) <= _LARGEST).all(axis=1))
+    near = (np.abs(qpos) <= _QPOS_LIMITS).all(axis=1)
+    return np.asarray(near & (np.abs(qvel) <= _LARGEST).all(axis=1))
 
 
 def _first_bad(good: NDArray[np.bool_]) -> int:
