@@ -110,6 +110,15 @@ class Networks:
     def forward(self, x_ptr: int, rows: int, workspace_ptr: int, output_ptrs: Sequence[int], threads: int) -> None: ...
     def backward(self, rows: int, workspace_ptr: int, output_grad_ptrs: Sequence[int], threads: int) -> None: ...
 
+def clevr_push(
+    qpos_ptr: int,
+    qvel_ptr: int,
+    ctrl_ptr: int,
+    substeps_ptr: int,
+    diverged_ptr: int,
+    rows: int,
+    threads: int,
+) -> None: ...
 def hash_bytes(bytes: bytes, seed: tuple[int, int]) -> list[int]: ...
 def hash_observations(
     states_ptr: int,
