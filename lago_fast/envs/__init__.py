@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lago_fast.envs.clevr_robot import ClevrRobotArrayEnv, make_clevr_robot
     from lago_fast.envs.metaworld import MetaworldArrayEnv, make_metaworld
     from lago_fast.envs.vec_env import ArrayReset, ArrayStep, ArrayVecEnv, ReturnNormalizer
 
@@ -14,8 +15,10 @@ __all__ = [
     "ArrayReset",
     "ArrayStep",
     "ArrayVecEnv",
+    "ClevrRobotArrayEnv",
     "MetaworldArrayEnv",
     "ReturnNormalizer",
+    "make_clevr_robot",
     "make_metaworld",
 ]
 
@@ -23,8 +26,10 @@ _HOME = {
     "ArrayReset": "vec_env",
     "ArrayStep": "vec_env",
     "ArrayVecEnv": "vec_env",
+    "ClevrRobotArrayEnv": "clevr_robot",
     "MetaworldArrayEnv": "metaworld",
     "ReturnNormalizer": "vec_env",
+    "make_clevr_robot": "clevr_robot",
     "make_metaworld": "metaworld",
 }
 

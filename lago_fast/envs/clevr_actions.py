@@ -54,8 +54,9 @@ def check_actions(space: Box | Discrete, actions: np.ndarray, num_envs: int) -> 
         NonFiniteError: NaN or infinity.
     """
     actions = np.asarray(actions)
-    if actions.shape != (num_envs, *space.shape):
-        raise UnsupportedArgument(f"actions has shape {actions.shape}; expected {(num_envs, *space.shape)}")
+    expected = (num_envs,) if isinstance(space, Discrete) else (num_envs, *space.shape)
+    if actions.shape != expected:
+        raise UnsupportedArgument(f"actions has shape {actions.shape}; expected {expected}")
     if isinstance(space, Discrete):
         if not np.issubdtype(actions.dtype, np.integer):
             raise UnsupportedArgument(f"actions has dtype {actions.dtype}; these are numbered, give integers")

@@ -112,7 +112,7 @@ def caption(frame: np.ndarray, text: str) -> np.ndarray:
         from PIL import Image, ImageDraw
     except ImportError as error:
         raise MissingExtra("captions need Pillow: pip install 'lago_fast[envs]'") from error
-    height, width = frame.shape[:2]
+    width = frame.shape[1]
     pen = ImageDraw.Draw(Image.new("RGB", (width, 1)))
     lines = [""]
     for word in text.split():

@@ -17,8 +17,8 @@ from lago_fast.errors import SceneUnsampled
 KEPT = 64  # episodes of each environment that are drawn ahead
 MAX_ROUNDS = 1000
 # what an episode's keys are for, and the first number of each
-_SCENE, _GOAL, _WORDING, _OTHER_SCENE, _NEXT_SCENES = np.arange(5)
-_FIRST = np.asarray(0)
+_SCENE, _GOAL, _WORDING, _OTHER_SCENE, _NEXT_SCENES = np.arange(5)[:, None]
+_FIRST = np.zeros(1, np.int64)
 
 
 @dataclass
@@ -49,7 +49,9 @@ class Family:
 
 def families_of(names: list[str], num_envs: int, phrasings: str) -> tuple[list[Family], list[str]]:
     """The families with their even share of the environments, and all instructions in order."""
-    parts, instructions, per_family = [], [], num_envs // len(names)
+    parts: list[Family] = []
+    instructions: list[str] = []
+    per_family = num_envs // len(names)
     for k, name in enumerate(names):
         chosen = [texts if phrasings == "all" else texts[:1] for texts in family_wordings(name)]
         rows = slice(k * per_family, (k + 1) * per_family)
@@ -69,9 +71,7 @@ class Episodes:
         solved_start: whether the goal may hold from the start.
     """
 
-    def __init__(
-        self, families: list[Family], keys: np.ndarray, gap: float, judge: str, solved_start: bool
-    ) -> None:
+    def __init__(self, families: list[Family], keys: np.ndarray, gap: float, judge: str, solved_start: bool) -> None:
         self._families, self._keys, self._gap = families, keys, gap
         self._judge, self._solved_start = judge, solved_start
         n = len(keys)
@@ -111,7 +111,7 @@ class Episodes:
             self._wording[ids] = (family.first_instruction + goal * family.phrasings + wording).reshape(shape)
 
     def _draw(self, family: Family, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Scenes [m, 5, 2] and goals [m]; where a goal holds already it is redrawn, or if it is the only one, the scene."""
+        """Scenes [m, 5, 2] and goals [m]. A goal that holds already is redrawn; if it is the only one, the scene is."""
         goals, goal_keys = family.goals, hashed(keys, _GOAL)
         count = len(goals.source)
         scene = sample_scenes(hashed(keys, _SCENE), self._gap)
@@ -124,7 +124,7 @@ class Episodes:
             if not len(solved):
                 return scene, goal
             if count > 1:
-                goal[solved] = below(goal_keys[solved], np.asarray(number), count)
+                goal[solved] = below(goal_keys[solved], np.array([number]), count)
             else:
                 scene[solved] = sample_scenes(hashed(keys[solved], _NEXT_SCENES + number), self._gap)
         raise SceneUnsampled(

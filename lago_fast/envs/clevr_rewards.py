@@ -64,7 +64,7 @@ def _shifts(moved: Moved) -> np.ndarray:
     return np.hypot(*np.moveaxis(moved.after - moved.before, 2, 0))
 
 
-def _others(moved: Moved, *named: np.ndarray) -> np.ndarray:
+def _others(*named: np.ndarray) -> np.ndarray:
     """[n, 5] bool: the balls that are none of the named [n, 1]."""
     return np.logical_and.reduce([np.arange(NUM_BALLS) != ball for ball in named])
 
@@ -87,13 +87,13 @@ def kalm(moved: Moved) -> np.ndarray:
 
 def careless(moved: Moved) -> np.ndarray:
     """[n] bool: a ball that is neither source nor destination moved more than 0.2 m."""
-    shifts = _shifts(moved) * _others(moved, moved.goals.source, moved.goals.destination)
+    shifts = _shifts(moved) * _others(moved.goals.source, moved.goals.destination)
     return shifts.max(axis=1) > CARELESS_M
 
 
 def kalm_careful(moved: Moved) -> np.ndarray:
     """`kalm`, less the largest shift of another ball from 0.1 m on; less 10, and the end, from beyond 0.2 m on."""
-    shift = (_shifts(moved) * _others(moved, moved.goals.source, moved.goals.destination)).max(axis=1)
+    shift = (_shifts(moved) * _others(moved.goals.source, moved.goals.destination)).max(axis=1)
     return kalm(moved) - np.where(shift >= NOTICED_M, shift, 0.0) - CARELESS_PENALTY * careless(moved)
 
 
@@ -122,7 +122,7 @@ def clevr_movement(moved: Moved) -> np.ndarray:
 def clevr_quiet(moved: Moved) -> np.ndarray:
     """`clevr`, and where it pays half of exp(-7 metres that all balls but the source moved)."""
     paid = clevr(moved)
-    noise = (_shifts(moved) * _others(moved, moved.goals.source)).sum(axis=1)
+    noise = (_shifts(moved) * _others(moved.goals.source)).sum(axis=1)
     return paid + paid * 0.5 * np.exp(-7.0 * noise)
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError, ResetNeeded
-from gymnasium.spaces import Box
 
 from lago_fast.envs.clevr_actions import PUSHES, Drive, action_space, check_actions, drive
 from lago_fast.envs.clevr_drawing import Painter
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
 MAX_EPISODE_STEPS = 50
 QUIRKS = ("stale-first-push", "lagged-reward")
+_AGENT_V = 30
 _XY = np.arange(35).reshape(5, 7)[:, :2]  # columns of qpos
 _ALL = slice(None)
 _log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
         normalize_reward: bool = False,
         gamma: float = 0.99,
         num_threads: int | None = None,
-        engine: Literal["native", "mujoco"] = "native",
+        engine: Literal["mujoco"] = "mujoco",
         solved_start: bool = False,
         ball_gap: float = GAP_M,
         renderer: Literal["auto", "gl", "drawing"] = "auto",
@@ -126,7 +126,7 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
         self.reward_name, self._reward = reward, REWARDS[reward]
         self.normalizer = ReturnNormalizer(num_envs, gamma, group=self.task_id) if normalize_reward else None
 
-        self.physics = ClevrPhysics(engine=engine, num_threads=num_threads)
+        self.physics = ClevrPhysics(num_envs, engine, num_threads)
         self._painter = Painter(renderer, self.physics.model)
         table = None if instruction_table is None else self._check_table(instruction_table)
         self._observer = Observer(observation, self._painter, table)
@@ -231,7 +231,9 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
         qpos, qvel, moves = self._qpos[rows], self._qvel[rows], self._aim(actions[rows], rows)
         new_qpos, new_qvel, lost = self.physics.push(qpos, qvel, moves.start, moves.ctrl, moves.substeps)
         # a comparison with NaN is false
-        kept = (np.abs(new_qpos[:, _XY]) <= BOUND_M).all(axis=(1, 2)) & (np.abs(new_qvel[:, :30]) <= BOUND_M_S).all(axis=1)
+        kept = (np.abs(new_qpos[:, _XY]) <= BOUND_M).all(axis=(1, 2)) & (np.abs(new_qvel[:, :30]) <= BOUND_M_S).all(
+            axis=1
+        )
         diverged = np.zeros(self.num_envs, bool)
         diverged[rows] = lost | ~kept
         if diverged.any():
@@ -279,9 +281,7 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
             self._observe(), reward, raw, terminated, truncated, valid, success, self.instruction_id.copy()
         )
 
-    def _judge_family(
-        self, family: Family, actions: np.ndarray, before: np.ndarray, counted: np.ndarray
-    ) -> Moved:
+    def _judge_family(self, family: Family, actions: np.ndarray, before: np.ndarray, counted: np.ndarray) -> Moved:
         """What a step did in the environments of one family."""
         after = self._ball_xy[family.rows]
         met = satisfied(family.now, after, self.judge)
@@ -371,9 +371,7 @@ def _check_name(argument: str, value: str, known: Sequence[str]) -> None:
         raise UnsupportedArgument(f"{argument}={value!r} is unknown; {nearest(value, known)}")
 
 
-def _check_together(
-    families: list[str], action_type: str, easy_judge: str, reward: str, quirks: Sequence[str]
-) -> None:
+def _check_together(families: list[str], action_type: str, easy_judge: str, reward: str, quirks: Sequence[str]) -> None:
     """Refuse what has no meaning together."""
     if "easy" in families and easy_judge == "action" and action_type != "perfect":
         raise UnsupportedArgument(
