@@ -1,10 +1,13 @@
 """Vector environments: an array lane for our trainers and an SB3 lane for everyone else.
 
-Names are loaded on first use, so that importing this package needs neither EnvPool nor SB3.
+Names are loaded on first use, so that importing this package needs neither EnvPool nor SB3. The import tells
+gymnasium of "lago_fast/ClevrRobot-v0", by name: gymnasium itself has no way to find it.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from gymnasium.envs.registration import register, registry
 
 if TYPE_CHECKING:
     from lago_fast.envs.clevr_robot import ClevrRobotArrayEnv, make_clevr_robot
@@ -32,6 +35,9 @@ _HOME = {
     "make_clevr_robot": "clevr_robot",
     "make_metaworld": "metaworld",
 }
+
+if "lago_fast/ClevrRobot-v0" not in registry:
+    register(id="lago_fast/ClevrRobot-v0", entry_point="lago_fast.envs.clevr_gym:ClevrRobotEnv")
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ Test: tests/envs/test_clevr_drawing.py.
 """
 
 import os
+import weakref
 from importlib import import_module
 from typing import Any
 
@@ -37,11 +38,17 @@ class GlScene:
         model.vis.global_.offwidth = model.vis.global_.offheight = size
         self._renderer = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._renderer)
+        # at the latest when the interpreter ends, while GL is still there
+        self._free = weakref.finalize(self, _free, self._renderer, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=50)
         self._camera, self._options = mujoco.MjvCamera(), mujoco.MjvOption()
         self._camera.lookat[:] = (*CENTRE_M, _TABLE_Z_M)
         self._camera.distance = _HEIGHT_M - _TABLE_Z_M
         self._camera.azimuth, self._camera.elevation = 90.0, -90.0
+        # the light from the camera alone shows the colours; the agent is no part of what is seen
+        model.light_active[:] = 0
+        model.vis.headlight.ambient[:], model.vis.headlight.diffuse[:] = 0.5, 0.5
+        model.geom_rgba[model.geom("agent").id, 3] = 0.0
         self._columns = [model.jnt_qposadr[model.joint(name).id] for name in BALLS]
 
     def __call__(self, ball_xy: np.ndarray) -> np.ndarray:
@@ -68,16 +75,22 @@ class GlScene:
 
     def close(self) -> None:
         """Free the context."""
-        self._renderer.free()
-        self._context.free()
+        self._free()
+
+
+def _free(renderer: mujoco.MjrContext, context: Any) -> None:
+    context.make_current()
+    renderer.free()
+    context.free()
 
 
 def _context(size: int) -> Any:
-    """A current GL context; the first backend that makes one."""
+    """A current GL context: by the backend that MuJoCo's own MUJOCO_GL names, else by the first that makes one."""
+    asked = os.environ.get("MUJOCO_GL", "")
     reasons = []
-    for backend in BACKENDS:
-        # MuJoCo's loader of GL functions reads this variable, and no argument says it
-        os.environ.setdefault("MUJOCO_GL", backend)
+    for backend in (asked,) if asked in BACKENDS else BACKENDS:
+        # the loaders of GL functions, MuJoCo's and PyOpenGL's, are told by nothing but these
+        os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = backend
         try:
             context = import_module(f"mujoco.{backend}").GLContext(size, size)
             context.make_current()
@@ -86,6 +99,6 @@ def _context(size: int) -> Any:
             continue
         return context
     raise DeviceUnavailable(
-        f"renderer='gl': no off-screen GL here ({'; '.join(reasons)}); install libegl1 or libosmesa6, or give "
-        "renderer='drawing'"
+        f"renderer='gl': no off-screen GL here ({'; '.join(reasons)}); install libegl1, or libosmesa6 and set "
+        "MUJOCO_GL=osmesa, or give renderer='drawing'"
     )

@@ -15,7 +15,7 @@ from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoA
 from lago_fast.envs.clevr_actions import PUSHES, Drive, action_space, check_actions, drive
 from lago_fast.envs.clevr_drawing import Painter
 from lago_fast.envs.clevr_episodes import Episodes, Family, families_of
-from lago_fast.envs.clevr_goals import Goals, check_families, nearest, split_families
+from lago_fast.envs.clevr_goals import check_families, nearest, split_families
 from lago_fast.envs.clevr_judges import EASY_JUDGES, JUDGES, easy_by_action, easy_by_shift, satisfied
 from lago_fast.envs.clevr_observations import BOUND_M, BOUND_M_S, OBSERVATIONS, Observer
 from lago_fast.envs.clevr_physics import ClevrPhysics
@@ -167,6 +167,11 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
         return self._qpos.copy(), self._qvel.copy()
 
     @property
+    def ended(self) -> np.ndarray:
+        """[N] bool, the environments whose next row starts an episode: a copy."""
+        return self._ended.copy()
+
+    @property
     def ball_xy(self) -> np.ndarray:
         """[N, 5, 2] metres, the balls' centres as they are now: a copy."""
         return self._ball_xy.copy()
@@ -316,7 +321,7 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
         """Count the sub-goals that hold in the environments `ids` [m], which were put where they are."""
         for family in self.families:
             local = ids[(ids >= family.rows.start) & (ids < family.rows.stop)] - family.rows.start
-            now = Goals(family.now.kind, *(column[local] for column in family.now[1:]))
+            now = family.now.take(local)
             family.met[local] = satisfied(now, self._ball_xy[family.rows][local], self.judge)
             family.change_before[local] = 0
 
