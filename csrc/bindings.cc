@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "clevr_robot/push.h"
 #include "core/dlpack.h"
 #include "latent_cache/hash.h"
 #include "latent_cache/rows.h"
@@ -395,6 +396,19 @@ void InsertRows(lago::LatentTable& table, std::uintptr_t keys_ptr, std::uintptr_
   table.UnsafeInsert(keys, encoded, n, stored);
 }
 
+void ClevrPush(std::uintptr_t qpos_ptr, std::uintptr_t qvel_ptr, std::uintptr_t ctrl_ptr,
+               std::uintptr_t substeps_ptr, std::uintptr_t diverged_ptr, std::int64_t rows, int threads) {
+  const std::size_t n = Count(rows, "rows");
+  const lago::ClevrScenes scenes{Pointer<double>(qpos_ptr, n * lago::kClevrPositions, "qpos"),
+                                 Pointer<double>(qvel_ptr, n * lago::kClevrVelocities, "qvel"),
+                                 Pointer<const double>(ctrl_ptr, n * 2, "ctrl"),
+                                 Pointer<const std::int64_t>(substeps_ptr, n, "substeps"),
+                                 Pointer<std::uint8_t>(diverged_ptr, n, "diverged"),
+                                 n};
+  py::gil_scoped_release released;
+  lago::UnsafeClevrPush(scenes, threads);
+}
+
 void BindLatentCache(py::module_& m) {
   m.def("hash_bytes", &HashBytes, py::arg("bytes"), py::arg("seed"));
   m.def("hash_observations", &HashObservations, py::arg("states_ptr"), py::arg("ids_ptr"),
@@ -477,5 +491,7 @@ PYBIND11_MODULE(_C, m) {
         return lago::Philox(row, block, {seed, step});
       },
       py::arg("row"), py::arg("block"), py::arg("seed"), py::arg("step"));
+  m.def("clevr_push", &ClevrPush, py::arg("qpos_ptr"), py::arg("qvel_ptr"), py::arg("ctrl_ptr"),
+        py::arg("substeps_ptr"), py::arg("diverged_ptr"), py::arg("rows"), py::arg("threads"));
   BindLatentCache(m);
 }

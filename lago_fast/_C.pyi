@@ -89,6 +89,15 @@ def sample_gaussian(
     prior_policy: bool,
 ) -> None: ...
 def philox(row: int, block: int, seed: int, step: int) -> list[int]: ...
+def clevr_push(
+    qpos_ptr: int,
+    qvel_ptr: int,
+    ctrl_ptr: int,
+    substeps_ptr: int,
+    diverged_ptr: int,
+    rows: int,
+    threads: int,
+) -> None: ...
 def hash_bytes(bytes: bytes, seed: tuple[int, int]) -> list[int]: ...
 def hash_observations(
     states_ptr: int,

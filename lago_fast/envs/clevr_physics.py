@@ -1,7 +1,8 @@
 """The physics of CLEVR-Robot: five balls on a walled table and an agent that pushes them, many scenes at a time.
 
-One scene is `assets/clevr_robot.xml`, and `engine="mujoco"` is its definition: MuJoCo 3.3.0 steps it. The scene's
-source is https://github.com/google-research/clevr_robot_env. Tests: tests/envs/test_clevr_physics.py.
+The scene is `assets/clevr_robot.xml`, and MuJoCo 3.3.0 stepping it is the definition (`engine="mujoco"`). The native
+engine (csrc/clevr_robot) follows MuJoCo's rules for this scene alone, and solves its contacts exactly.
+Source of the scene: https://github.com/google-research/clevr_robot_env. Tests: tests/envs/test_clevr_physics.py.
 """
 
 import os
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lago_fast import _C
 from lago_fast.errors import MissingExtra, UnsupportedArgument
 
 if TYPE_CHECKING:
@@ -42,23 +44,26 @@ class ClevrPhysics:
 
     Args:
         num_envs: rows that a call will usually have; no more threads than that are used. Calls may have any number.
-        engine: "mujoco" steps the scene by MuJoCo's own thread pool.
+        engine: "native", or "mujoco": MuJoCo's own thread pool. They agree within 1e-6 m after a push.
         num_threads: default: all cores that this process may use. Results do not depend on it.
 
     Raises:
         UnsupportedArgument, MissingExtra: see the messages.
     """
 
-    def __init__(self, num_envs: int, engine: Literal["mujoco"] = "mujoco", num_threads: int | None = None) -> None:
+    def __init__(
+        self, num_envs: int, engine: Literal["native", "mujoco"] = "native", num_threads: int | None = None
+    ) -> None:
         if num_envs < 1:
             raise UnsupportedArgument(f"num_envs={num_envs}: give at least 1")
         if num_threads is not None and num_threads < 1:
             raise UnsupportedArgument(f"num_threads={num_threads}: give at least 1, or None for all cores")
-        if engine != "mujoco":
-            raise UnsupportedArgument(f"engine={engine!r}: give 'mujoco'")
+        if engine not in ("native", "mujoco"):
+            raise UnsupportedArgument(f"engine={engine!r}: give 'native' or 'mujoco'")
         self.engine = engine
         self.num_threads = min(num_envs, num_threads or _cores())
-        self._stepper = _MujocoStepper(self.num_threads)
+        self._stepper: _NativeStepper | _MujocoStepper
+        self._stepper = (_NativeStepper if engine == "native" else _MujocoStepper)(self.num_threads)
 
     def push(
         self, qpos: Floats, qvel: Floats, start: Floats, ctrl: Floats, substeps: int | ArrayLike = 40
@@ -156,6 +161,28 @@ class _MujocoStepper:
         after_q, after_v = last[:, 1 : 1 + NQ], last[:, 1 + NQ :]
         diverged: NDArray[np.bool_] = reset | ~(_sound(after_q) & _sound(after_v))
         return after_q, after_v, diverged
+
+
+class _NativeStepper:
+    """The native engine, which works in place."""
+
+    def __init__(self, num_threads: int) -> None:
+        self._num_threads = num_threads
+
+    def step(
+        self, qpos: Floats, qvel: Floats, ctrl: Floats, substeps: NDArray[np.int64]
+    ) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+        diverged = np.empty(len(qpos), dtype=bool)
+        _C.clevr_push(
+            qpos.ctypes.data,
+            qvel.ctypes.data,
+            ctrl.ctypes.data,
+            substeps.ctypes.data,
+            diverged.ctypes.data,
+            rows=len(qpos),
+            threads=self._num_threads,
+        )
+        return qpos, qvel, diverged
 
 
 def _at_rest() -> tuple[Floats, Floats]:

@@ -1,12 +1,15 @@
-"""The physics of CLEVR-Robot against 600 pushes that were recorded from the published scene under MuJoCo 3.3.0.
+"""The physics of CLEVR-Robot against recorded pushes, and the native engine against MuJoCo on random ones.
 
-The recording is `shared/data/clevr_robot_pushes.npz` beside the repository. Its arrays, N = 600: `qpos_before` [N, 37]
-and `qvel_before` [N, 32]; `action` [N] = 8 * ball + direction; `qpos_after`, `qvel_after`; `ball_xy_before` and
-`ball_xy_after` [N, 5, 2]; `mujoco_version`. A push places the agent 0.15 directions before the ball.
+The recording is `shared/data/clevr_robot_pushes.npz` above the repository: 600 pushes of the published scene under
+MuJoCo 3.3.0. Its arrays, N = 600: `qpos_before` [N, 37], `qvel_before` [N, 32], `action` [N] = 8 * ball + direction,
+`qpos_after`, `qvel_after`, `ball_xy_before` and `ball_xy_after` [N, 5, 2], `mujoco_version`. A push places the agent
+0.15 directions before the ball.
 """
 
+import threading
 from pathlib import Path
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -15,6 +18,7 @@ from lago_fast.errors import UnsupportedArgument
 
 DIRECTIONS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1], [0.8, 0.8], [-0.8, 0.8], [0.8, -0.8], [-0.8, -0.8]])
 TOLERANCE_M = 1e-6
+ENGINES = ["native", "mujoco"]
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +36,39 @@ def recorded():
     return pushes
 
 
-def test_every_recorded_push_is_met(recorded):
-    physics = ClevrPhysics(64, engine="mujoco", num_threads=2)
-    assert str(recorded["mujoco_version"]) == "3.3.0"
+def random_scenes(rng, count):
+    """Places of balls that are apart, every second scene a cluster, many of them into the walls."""
+    places = np.empty((count, len(BALLS), 2))
+    for n in range(count):
+        apart = 0.36 if n % 2 else 0.2
+        low, high = ([-0.5, -0.3], [0.5, 0.5]) if n % 2 else ([-0.3, -0.2], [0.3, 0.3])
+        while True:
+            places[n] = rng.uniform(low, high, places[n].shape)
+            gaps = np.linalg.norm(places[n][:, None] - places[n], axis=-1)[np.triu_indices(len(BALLS), 1)]
+            if gaps.min() >= apart:
+                break
+    return places
+
+
+def random_push(rng, ball_xy, kind):
+    """The agent's start, its force and the substeps of one push in each scene, of a kind of action."""
+    rows = len(ball_xy)
+    if kind == "ball":
+        ctrl = DIRECTIONS[rng.integers(8, size=rows)]
+        start = ball_xy[np.arange(rows), rng.integers(len(BALLS), size=rows)] - 0.15 * ctrl
+        return start, ctrl, np.full(rows, 40)
+    if kind == "grid":
+        ctrl = 1.1 * DIRECTIONS[rng.integers(8, size=rows)]
+        return [-0.7, -0.35] + [0.14, 0.12] * rng.integers(10, size=(rows, 2)), ctrl, np.full(rows, 40)
+    angle = rng.uniform(-np.pi, 1.1 * np.pi, rows)
+    ctrl = 1.2 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return rng.uniform(-0.7, 0.77, (rows, 2)), ctrl, rng.integers(1, 127, size=rows)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_recorded_push_is_met(recorded, engine):
+    physics = ClevrPhysics(64, engine=engine, num_threads=2)
+    assert str(recorded["mujoco_version"]) == mujoco.__version__ == "3.3.0"
     qpos, qvel, diverged = physics.push(
         recorded["qpos_before"], recorded["qvel_before"], recorded["start"], recorded["ctrl"]
     )
@@ -42,6 +76,119 @@ def test_every_recorded_push_is_met(recorded):
     np.testing.assert_allclose(physics.ball_xy(qpos), recorded["ball_xy_after"], rtol=0, atol=TOLERANCE_M)
     np.testing.assert_allclose(qpos, recorded["qpos_after"], rtol=0, atol=TOLERANCE_M)
     np.testing.assert_allclose(qvel, recorded["qvel_after"], rtol=0, atol=1e-5)
+
+
+def test_the_engines_agree_on_random_pushes(capsys):
+    rng = np.random.default_rng(0)
+    native, definition = (ClevrPhysics(200, engine=engine, num_threads=2) for engine in ENGINES)
+    qpos, qvel = native.initial_state(random_scenes(rng, 200))
+    furthest = 0.0
+    # the balls go on from where the last push left them, and with its velocities
+    for kind in ["ball", "ball", "grid", "continuous"] * 3:
+        push = random_push(rng, native.ball_xy(qpos), kind)
+        got, got_velocity, got_diverged = native.push(qpos, qvel, *push)
+        qpos, qvel, diverged = definition.push(qpos, qvel, *push)
+        assert not diverged.any()
+        assert not got_diverged.any()
+        np.testing.assert_allclose(got, qpos, rtol=0, atol=TOLERANCE_M)
+        np.testing.assert_allclose(got_velocity, qvel, rtol=0, atol=1e-5)
+        furthest = max(furthest, np.abs(native.ball_xy(got) - native.ball_xy(qpos)).max())
+    with capsys.disabled():
+        print(f"\nnative against MuJoCo, 2,400 random pushes: balls at most {furthest:.1e} m apart", end="")
+    assert furthest <= TOLERANCE_M
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_row_depends_on_no_other_row_and_no_thread(engine):
+    rng = np.random.default_rng(1)
+    physics = ClevrPhysics(32, engine=engine, num_threads=1)
+    qpos, qvel = physics.initial_state(random_scenes(rng, 32))
+    start, ctrl, substeps = random_push(rng, physics.ball_xy(qpos), "continuous")
+    expected = physics.push(qpos, qvel, start, ctrl, substeps)
+    threaded = ClevrPhysics(32, engine=engine, num_threads=3).push(qpos, qvel, start, ctrl, substeps)
+    reverse = physics.push(qpos[::-1], qvel[::-1], start[::-1], ctrl[::-1], substeps[::-1])
+    for n in range(32):
+        row = slice(n, n + 1)
+        single = physics.push(qpos[row], qvel[row], start[row], ctrl[row], substeps[row])
+        for whole, other, alone, flipped in zip(expected, threaded, single, reverse, strict=True):
+            np.testing.assert_array_equal(other[n], whole[n])
+            np.testing.assert_array_equal(alone[0], whole[n])
+            np.testing.assert_array_equal(flipped[31 - n], whole[n])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_diverged_row_is_marked_and_alone(engine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MuJoCo logs there what it gives up
+    physics = ClevrPhysics(4, engine=engine)
+    qpos, qvel = physics.initial_state(random_scenes(np.random.default_rng(2), 4))
+    start, ctrl = np.full((4, 2), -0.55), np.full((4, 2), 0.5)
+    expected, expected_velocity, none = physics.push(qpos, qvel, start, ctrl)
+    assert not none.any()
+    qpos[1, 9], qvel[1, 0] = np.nan, np.inf
+    qvel[2, 2] = 1e9  # of which the table's push makes more than MuJoCo goes on with
+    got, velocity, diverged = physics.push(qpos, qvel, start, ctrl)
+    np.testing.assert_array_equal(diverged, [False, True, True, False])
+    np.testing.assert_array_equal(got[[1, 2]], qpos[[1, 2]])
+    np.testing.assert_array_equal(velocity[[1, 2]], qvel[[1, 2]])
+    np.testing.assert_array_equal(got[[0, 3]], expected[[0, 3]])
+    np.testing.assert_array_equal(velocity[[0, 3]], expected_velocity[[0, 3]])
+
+
+def test_the_inputs_stay_as_they_are():
+    physics = ClevrPhysics(2)
+    qpos, qvel = physics.initial_state(random_scenes(np.random.default_rng(3), 2))
+    arrays = [qpos, qvel, np.full((2, 2), 0.1), np.ones((2, 2))]
+    before = [array.copy() for array in arrays]
+    physics.push(*arrays)
+    for array, kept in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(array, kept)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_agent_is_placed_at_rest_and_its_force_clipped(engine):
+    physics = ClevrPhysics(1, engine=engine)
+    qpos, qvel = physics.initial_state(np.array([[[-0.4, 0.3], [0.4, 0.3], [-0.4, -0.1], [0.4, -0.1], [0, 0.4]]]))
+    qpos[:, 35:], qvel[:, 30:] = 0.3, 5.0
+    got, velocity, _ = physics.push(qpos, qvel, np.zeros((1, 2)), np.array([[0.0, -3.0]]), 1)
+    # a free agent: m = 0.04 + 0.5 * 4/3 pi 0.05^3, damped by 0.5; the damping of the step is implicit
+    mass = 0.04 + 0.5 * 4 / 3 * np.pi * 0.05**3
+    speed = 0.01 * -2.0 / (mass + 0.01 * 0.5)
+    np.testing.assert_allclose(velocity[0, 30:], [0, speed], rtol=1e-12)
+    np.testing.assert_allclose(got[0, 35:], [0, 0.01 * speed], rtol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_ball_comes_to_rest_where_the_contact_carries_it(engine):
+    physics = ClevrPhysics(1, engine=engine)
+    qpos, qvel = physics.initial_state(np.array([[[-0.4, 0.3], [0.4, 0.3], [-0.4, -0.1], [0.4, -0.1], [0, 0.4]]]))
+    away, still = np.full((1, 2), 2.0), np.zeros((1, 2))
+    for _ in range(20):
+        qpos, qvel, _ = physics.push(qpos, qvel, away, still)
+    np.testing.assert_allclose(qvel, 0, atol=1e-12)
+    # At rest the four edges carry the weight: 4 D K imp (margin - distance) = m g, in units of the contact's own mass.
+    depth = 0.002 - (qpos[0, 2] + 0.325 - 0.13)
+    mass = 4 / 3 * np.pi * 0.13**3
+    impedance = 0.9 + 0.05 * 2 * (depth / 0.001) ** 2
+    stiffness = impedance / ((1 - impedance) * 2 * 0.64 * 1.64 / (mass + 0.04))
+    assert 4 * stiffness * impedance * depth / (0.95 * 0.02) ** 2 == pytest.approx(mass * 9.81, rel=1e-9)
+
+
+def test_the_gil_is_dropped():
+    physics = ClevrPhysics(512, num_threads=1)
+    qpos, qvel = physics.initial_state(random_scenes(np.random.default_rng(4), 512))
+    beats, done = [], threading.Event()
+
+    def beat():
+        while not done.wait(1e-4):
+            beats.append(1)
+
+    other = threading.Thread(target=beat)
+    other.start()
+    physics.push(qpos, qvel, np.zeros((512, 2)), np.ones((512, 2)), 200)
+    during = len(beats)
+    done.set()
+    other.join()
+    assert during > 0
 
 
 def test_a_scene_starts_at_the_places_given():
@@ -55,6 +202,14 @@ def test_a_scene_starts_at_the_places_given():
     assert not qvel.any()
     model = physics.model()
     assert [model.body(i).name for i in range(1, model.nbody)] == [*BALLS, "agent"]
+
+
+def test_no_scenes_are_no_work():
+    for engine in ENGINES:
+        physics = ClevrPhysics(1, engine=engine)
+        qpos, qvel = physics.initial_state(np.zeros((0, 5, 2)))
+        got, velocity, diverged = physics.push(qpos, qvel, np.zeros((0, 2)), np.zeros((0, 2)))
+        assert (got.shape, velocity.shape, diverged.shape) == ((0, 37), (0, 32), (0,))
 
 
 def test_bad_input_is_refused_by_name():
