@@ -96,7 +96,7 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
         normalize_reward: bool = False,
         gamma: float = 0.99,
         num_threads: int | None = None,
-        engine: Literal["mujoco"] = "mujoco",
+        engine: Literal["native", "mujoco"] = "native",
         solved_start: bool = False,
         ball_gap: float = GAP_M,
         renderer: Literal["auto", "gl", "drawing"] = "auto",
