@@ -50,7 +50,7 @@ wheel: .venv/.installed  ## dist/*.whl
 bench: .venv/.installed  ## the benchmarks
 	$(BIN)/python -m pytest bench --benchmark-only
 
-asan: .venv/.installed  ## the kernels' and the latent cache's tests with the native code under AddressSanitizer and UBSan
+asan: .venv/.installed  ## the kernels', the latent cache's and CLEVR-Robot's tests with the native code under AddressSanitizer and UBSan
 	rm -rf build/asan
 	CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -g" $(BIN)/python -m build \
 	  --wheel --no-isolation --outdir build/asan --config-setting=build-dir=build/asan/cmake
@@ -61,7 +61,7 @@ asan: .venv/.installed  ## the kernels' and the latent cache's tests with the na
 	  > "$$(echo build/asan/venv/lib/python3*/site-packages)/dependencies.pth"
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 build/asan/venv/bin/python -P -m pytest tests/kernels \
-	  tests/priors/test_cache.py tests/priors/test_cache_store.py
+	  tests/priors/test_cache.py tests/priors/test_cache_store.py tests/envs/test_clevr_physics.py
 	$(STRESS) -fsanitize=address,undefined -fno-sanitize-recover=all -o build/asan/latent_cache_stress
 	build/asan/latent_cache_stress
 

@@ -9,7 +9,6 @@
 #define LAGO_CLEVR_ROBOT_CONTACTS_H_
 
 #include <cstdint>
-#include <vector>
 
 #include "clevr_robot/scene.h"
 #include "clevr_robot/vector.h"
@@ -43,30 +42,28 @@ double EdgeStiffness(double distance, double yield, double* reference);
 // the general solver.
 bool SolveAlone(Contact* contact);
 
-// For any contacts that share bodies.
+using Three = double[3];
+using Block = double[3][3];
+
+// For any contacts that share bodies, by Newton's method on the forces: the cost is quadratic as long as the
+// same edges are active, so that a step from the right ones is the last.
 class ContactSolver {
  public:
   void Solve(Contact* const* contacts, int count);
 
  private:
   void Couple(Contact* const* contacts, int count);
-  int ActiveRows(int count, const Edges* edges);
-  void NewtonForces(Contact* const* contacts, int count, const Edges* edges);
-  void Approaches(int size);
-  double Cost(Contact* const* contacts, int count) const;
-  double StepLength(Contact* const* contacts, int count) const;
+  void NewtonForces(const Edges* edges, int count);
+  void Approaches(int count);
+  double Cost(int count) const;
+  double StepLength(int count) const;
 
-  struct Row {  // an edge, or what stands for several of them
-    int contact;
-    double along[3];
-  };
-  static constexpr int kSize = 3 * kMostContacts;
-
-  std::vector<double> coupling_ = std::vector<double>(kSize * kSize);
-  std::vector<double> system_ = std::vector<double>(kSize * kSize);
-  double free_[kSize], force_[kSize], approach_[kSize], next_force_[kSize], next_approach_[kSize];
-  double right_[kSize], inverse_pivot_[kSize];
-  Row rows_[kSize];
+  // Symmetric matrices by their blocks below the diagonal, one for each two contacts.
+  static constexpr int kBlocks = kMostContacts * (kMostContacts + 1) / 2;
+  Block coupling_[kBlocks], factor_[kBlocks], inverse_pivot_[kMostContacts];
+  double stiffness_[kMostContacts], softness_[kMostContacts];  // the latter is the former's inverse
+  Three free_[kMostContacts], force_[kMostContacts], approach_[kMostContacts];
+  Three next_force_[kMostContacts], next_approach_[kMostContacts], right_[kMostContacts];
 };
 
 }  // namespace lago::clevr

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "clevr_robot/contacts.h"
 #include "clevr_robot/scene.h"
@@ -12,7 +11,7 @@
 namespace lago {
 namespace {
 
-using namespace clevr;  // NOLINT: the scene's own names
+using namespace clevr;
 
 struct Quaternion {
   double w, x, y, z;
@@ -66,7 +65,7 @@ struct Plane {
   Vec normal, tangents[2];
   double offset;
 
-  Plane(Vec n, double x, double y) : normal(n), offset(n.x * x + n.y * y) {
+  Plane(Vec n, Vec through) : normal(n), offset(Dot(n, through)) {
     Contact contact;
     contact.normal = n;
     SetTangents(&contact);
@@ -75,10 +74,11 @@ struct Plane {
   }
 };
 
-const Plane kWallPlanes[kWalls] = {{{kWallSine, 0, kWallCosine}, -kWallX, 0},
-                                   {{-kWallSine, 0, kWallCosine}, kWallX, 0},
-                                   {{0, -kWallSine, kWallCosine}, 0, kWallBack},
-                                   {{0, kWallSine, kWallCosine}, 0, kWallFront}};
+const Plane kTable{{0, 0, 1}, {0, 0, kTableHeight}};
+const Plane kWallPlanes[kWalls] = {{{kWallSine, 0, kWallCosine}, {-kWallX, 0, 0}},
+                                   {{-kWallSine, 0, kWallCosine}, {kWallX, 0, 0}},
+                                   {{0, -kWallSine, kWallCosine}, {0, kWallBack, 0}},
+                                   {{0, kWallSine, kWallCosine}, {0, kWallFront, 0}}};
 
 // One scene. A ball is the same in every direction and so is its inertia: angular velocities are kept in the
 // world's frame, in which a ball's own turning does not change them, and orientations lead nowhere.
@@ -93,7 +93,6 @@ class Scene {
   void AddPlane(int ball, const Plane& plane, double distance, int slot);
   void AddPair(int first, int second, double reach, int slot);
   void FinishContact(Contact* contact, double distance, double yield);
-  Contact TableContact(int ball);
   void JoinTables();
   void SolveTogether();
   void Apply(const Contact& contact);
@@ -101,7 +100,7 @@ class Scene {
 
   Vec place_[kBodies], velocity_[kBodies], spin_[kBalls];
   Quaternion turned_[kBalls];
-  double ctrl_[2];
+  Vec ctrl_;
 
   // of the step: the velocity's own part of the contacts' approach, and the contacts' forces
   Vec approach_[kBodies], turning_[kBodies];
@@ -127,7 +126,8 @@ void Scene::Load(const double* qpos, const double* qvel, const double* ctrl) {
   place_[kAgent] = {qpos[7 * kBalls], qpos[7 * kBalls + 1], kAgentHeight};
   velocity_[kAgent] = {qvel[6 * kBalls], qvel[6 * kBalls + 1], 0};
   turning_[kAgent] = {0, 0, 0};
-  for (int k = 0; k < 2; ++k) ctrl_[k] = std::clamp(ctrl[k], -kLargestForce, kLargestForce);
+  ctrl_ = {std::clamp(ctrl[0], -kLargestForce, kLargestForce),
+           std::clamp(ctrl[1], -kLargestForce, kLargestForce), 0};
   std::fill_n(edges_, kMostContacts, kUnknownEdges);
 }
 
@@ -186,7 +186,7 @@ void Scene::AddPair(int first, int second, double reach, int slot) {
   Contact& contact = contacts_[count_];
   contact.first = first;
   contact.second = second;
-  // MuJoCo's answer for balls in one place
+  // MuJoCo's answer for balls in one place, if they are turned alike
   contact.normal = length < 1e-15 ? Vec{1, 0, 0} : 1 / length * apart;
   SetTangents(&contact);
   contact.levers[0] = kBallRadius + distance / 2;
@@ -237,11 +237,10 @@ void Scene::Apply(const Contact& contact) {
 
 // Each ball's contact with the table: solved where the ball touches nothing else.
 void Scene::JoinTables() {
-  static const Plane table({0, 0, 1}, 0, 0);
   for (int b = 0; b < kBalls; ++b) {
-    const double distance = place_[b].z - kTableHeight - kBallRadius;
+    const double distance = Dot(kTable.normal, place_[b]) - kTable.offset - kBallRadius;
     if (!(distance < kMargin)) continue;
-    AddPlane(b, table, distance, b);
+    AddPlane(b, kTable, distance, b);
     if (joined_[b]) continue;
     Contact& alone = contacts_[count_ - 1];
     if (!SolveAlone(&alone)) {
@@ -270,28 +269,45 @@ void Scene::SolveTogether() {
   }
 }
 
-// Joint damping is implicit, as in MuJoCo's Euler integration.
+// Of one degree of freedom. Euler's step takes the damping implicitly, as MuJoCo's does: hence the damped
+// inverse.
+struct Inertia {
+  double inverse, inverse_damped, damping;
+
+  constexpr Inertia(double inertia, double damping)
+      : inverse(1 / inertia), inverse_damped(1 / (inertia + kTimestep * damping)), damping(damping) {}
+};
+
+constexpr Inertia kBallAlong{kBallInertia, kBallDamping}, kBallAbout{kBallSpinInertia, kBallDamping},
+    kAgentAlong{kAgentInertia, kAgentDamping};
+
+// Adds one step to a speed; returns the greater of it and the acceleration.
+double Accelerate(double* speed, double force, const Inertia& inertia) {
+  const double total = force - inertia.damping * *speed;
+  *speed += kTimestep * total * inertia.inverse_damped;
+  return std::max(std::abs(total) * inertia.inverse, std::abs(*speed));
+}
+
 bool Scene::Integrate() {
   bool sound = true;
-  const auto advance = [&](double* place, double* speed, double force, double inertia, double damping) {
-    const double total = force - damping * *speed;
-    *speed += kTimestep * total / (inertia + kTimestep * damping);
-    if (place != nullptr) *place += kTimestep * *speed;
-    const double size =
-        std::max({std::abs(total) / inertia, std::abs(*speed), place ? std::abs(*place) : 0.0});
-    sound = sound && size <= kLargest;
-  };
-  for (int b = 0; b < kBalls; ++b) {
-    advance(&place_[b].x, &velocity_[b].x, force_[b].x, kBallInertia, kBallDamping);
-    advance(&place_[b].y, &velocity_[b].y, force_[b].y, kBallInertia, kBallDamping);
-    advance(&place_[b].z, &velocity_[b].z, force_[b].z - kBallMass * kGravity, kBallInertia, kBallDamping);
-    advance(nullptr, &spin_[b].x, torque_[b].x, kBallSpinInertia, kBallDamping);
-    advance(nullptr, &spin_[b].y, torque_[b].y, kBallSpinInertia, kBallDamping);
-    advance(nullptr, &spin_[b].z, torque_[b].z, kBallSpinInertia, kBallDamping);
-    turned_[b] = Product(Turn(spin_[b]), turned_[b]);
+  // a comparison with NaN is false
+  const auto check = [&sound](double size) { sound &= size <= kLargest; };
+  for (int b = 0; b < kBodies; ++b) {
+    const bool agent = b == kAgent;
+    const Inertia& inertia = agent ? kAgentAlong : kBallAlong;
+    Vec& v = velocity_[b];
+    check(Accelerate(&v.x, force_[b].x, inertia));
+    check(Accelerate(&v.y, force_[b].y, inertia));
+    if (!agent) {
+      check(Accelerate(&v.z, force_[b].z - kBallMass * kGravity, inertia));
+      check(Accelerate(&spin_[b].x, torque_[b].x, kBallAbout));
+      check(Accelerate(&spin_[b].y, torque_[b].y, kBallAbout));
+      check(Accelerate(&spin_[b].z, torque_[b].z, kBallAbout));
+      turned_[b] = Product(Turn(spin_[b]), turned_[b]);
+    }
+    place_[b] = place_[b] + kTimestep * v;
+    check(std::max({std::abs(place_[b].x), std::abs(place_[b].y), std::abs(place_[b].z)}));
   }
-  advance(&place_[kAgent].x, &velocity_[kAgent].x, force_[kAgent].x + ctrl_[0], kAgentInertia, kAgentDamping);
-  advance(&place_[kAgent].y, &velocity_[kAgent].y, force_[kAgent].y + ctrl_[1], kAgentInertia, kAgentDamping);
   return sound;
 }
 
@@ -302,10 +318,10 @@ bool Scene::Step() {
     approach_[b].z += kFall;
     turning_[b] = (kContactDamping - kBallDamping / kBallSpinInertia) * spin_[b];
   }
-  approach_[kAgent] = (kContactDamping - kAgentDamping / kAgentInertia) * velocity_[kAgent];
-  approach_[kAgent].x += ctrl_[0] / kAgentInertia;
-  approach_[kAgent].y += ctrl_[1] / kAgentInertia;
+  approach_[kAgent] =
+      (kContactDamping - kAgentDamping / kAgentInertia) * velocity_[kAgent] + kAgentAlong.inverse * ctrl_;
   std::fill_n(force_, kBodies, Vec{0, 0, 0});
+  force_[kAgent] = ctrl_;
   std::fill_n(torque_, kBodies, Vec{0, 0, 0});
   std::fill_n(next_edges_, kMostContacts, kUnknownEdges);
   FindContacts();
@@ -318,10 +334,8 @@ bool Scene::Step() {
 }  // namespace
 
 void UnsafeClevrPush(const ClevrScenes& scenes, int threads) {
-  const std::size_t workers = std::max<std::size_t>(std::min<std::size_t>(threads, scenes.rows), 1);
-  std::vector<Scene> of_thread(workers);
-  ParallelFor(scenes.rows, static_cast<int>(workers), [&](std::size_t row, int thread) {
-    Scene& scene = of_thread[thread];
+  ParallelFor(scenes.rows, threads, [&](std::size_t row, int) {
+    thread_local Scene scene;  // large, and nothing of it outlives a row
     double *qpos = scenes.qpos + kClevrPositions * row, *qvel = scenes.qvel + kClevrVelocities * row;
     scene.Load(qpos, qvel, scenes.ctrl + 2 * row);
     bool sound = true;

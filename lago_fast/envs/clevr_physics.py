@@ -24,14 +24,19 @@ BALL_RADIUS = 0.13
 AGENT_RADIUS = 0.05
 TIMESTEP_S = 0.01
 NQ, NV = 37, 32
-# An agent that starts this near to the origin cannot reach the ends of its slides in that many substeps.
-FURTHEST_START = 2.0
+# An agent that starts this near to the origin, in m along each axis, cannot reach the ends of its slides in that
+# many substeps; the native engine knows no ends.
+FURTHEST_START = 1.5
 MOST_SUBSTEPS = 200
+FURTHEST_BALL = 1.0  # along each axis; the walls stand within 0.7
 
-_RESTING_Z = -0.195  # in the scene's file; balls sink by the contacts' margin from there
+_RESTING_Z = -0.195  # in the scene's file; they rise towards the contacts' margin from there
 _LARGEST = 1e10  # MuJoCo gives a simulation up beyond this
 _AGENT_Q, _AGENT_V = 35, 30
-_BALL_XY = np.arange(_AGENT_Q).reshape(len(BALLS), 7)[:, :2]  # columns of qpos
+_BALL_XYZ = np.arange(_AGENT_Q).reshape(len(BALLS), 7)[:, :3]  # columns of qpos
+_BALL_XY = _BALL_XYZ[:, :2]
+_QPOS_LIMITS = np.full(NQ, _LARGEST)
+_QPOS_LIMITS[_BALL_XYZ] = FURTHEST_BALL
 
 Floats = NDArray[np.float64]
 
@@ -73,13 +78,14 @@ class ClevrPhysics:
         Args:
             qpos: [N, 37].
             qvel: [N, 32]; the agent's is not used.
-            start: [N, 2] where the agent is placed, in m; at most 2 from the origin along each axis.
+            start: [N, 2] where the agent is placed, in m; at most 1.5 from the origin along each axis.
             ctrl: [N, 2] force on the agent in N; MuJoCo clips each at 2.
             substeps: [N] or one for all, steps of 10 ms, 1 to 200.
 
         Returns:
             `qpos` and `qvel` afterwards, and which rows diverged [N]: their state was or became no number or larger
-            than 1e10, and they keep the state that they were given. No row depends on another.
+            than 1e10, or a ball was or came more than 1 m from the origin along an axis, far outside of the walls.
+            Such a row keeps the state that it was given. No row depends on another.
 
         Raises:
             UnsupportedArgument: an array of another shape, a start or a force that is no number or out of range.
@@ -89,21 +95,25 @@ class ClevrPhysics:
         lengths = {"qpos": len(qpos), "qvel": len(qvel), "start": len(start), "ctrl": len(ctrl)}
         if len(set(lengths.values())) > 1:
             raise UnsupportedArgument(f"rows differ: {lengths}; give one row of each for every scene")
-        if not (np.abs(start) <= FURTHEST_START).all():
-            raise UnsupportedArgument(f"start: row {_first_bad(np.abs(start) <= FURTHEST_START)} is not within 2 m")
-        if not np.isfinite(ctrl).all():
-            raise UnsupportedArgument(f"ctrl: row {_first_bad(np.isfinite(ctrl))} is no number")
+        near = np.abs(start) <= FURTHEST_START
+        if not near.all():
+            raise UnsupportedArgument(f"start: row {_first_bad(near)} is not within {FURTHEST_START} m of the origin")
+        number = np.isfinite(ctrl)
+        if not number.all():
+            raise UnsupportedArgument(f"ctrl: row {_first_bad(number)} is no number; give a force in N")
         steps = _checked_substeps(substeps, len(qpos))
 
         before_q, before_v = qpos.copy(), qvel.copy()
         before_q[:, _AGENT_Q:] = start
         before_v[:, _AGENT_V:] = 0.0
-        broken = ~(_sound(before_q) & _sound(before_v))
-        # Not even looked at by the engine, which would spend its time, and a warning, on them.
-        before_q[broken], before_v[broken] = _at_rest()
+        broken = ~_sound(before_q, before_v)
+        if broken.any():
+            # The engine gets a sound scene in their place, on which it spends no warning.
+            before_q[broken], before_v[broken] = _at_rest()
         after_q, after_v, diverged = self._stepper.step(before_q, before_v, ctrl, steps)
-        diverged |= broken
-        after_q[diverged], after_v[diverged] = qpos[diverged], qvel[diverged]
+        diverged |= broken | ~_sound(after_q, after_v)
+        if diverged.any():
+            after_q[diverged], after_v[diverged] = qpos[diverged], qvel[diverged]
         return after_q, after_v, diverged
 
     def initial_state(self, ball_xy: Floats) -> tuple[Floats, Floats]:
@@ -133,7 +143,7 @@ class ClevrPhysics:
 
 
 class _MujocoStepper:
-    """MuJoCo's rollout; one MjData for each thread."""
+    """MuJoCo's rollout, one MjData for each thread; MuJoCo writes what it gives up into MUJOCO_LOG.TXT."""
 
     def __init__(self, num_threads: int) -> None:
         mujoco = _import_mujoco()
@@ -157,10 +167,8 @@ class _MujocoStepper:
         states, _ = self._rollout.rollout(self._model, self._data, state, control)
         last = states[np.arange(rows), substeps - 1]
         # MuJoCo resets what it gives up, and the time with it.
-        reset = np.abs(last[:, 0] - substeps * TIMESTEP_S) > TIMESTEP_S / 2
-        after_q, after_v = last[:, 1 : 1 + NQ], last[:, 1 + NQ :]
-        diverged: NDArray[np.bool_] = reset | ~(_sound(after_q) & _sound(after_v))
-        return after_q, after_v, diverged
+        reset: NDArray[np.bool_] = np.abs(last[:, 0] - substeps * TIMESTEP_S) > TIMESTEP_S / 2
+        return last[:, 1 : 1 + NQ], last[:, 1 + NQ :], reset
 
 
 class _NativeStepper:
@@ -186,14 +194,16 @@ class _NativeStepper:
 
 
 def _at_rest() -> tuple[Floats, Floats]:
-    """One scene's state, with every ball at the origin."""
-    ball = [0.0, 0.0, _RESTING_Z, 1.0, 0.0, 0.0, 0.0]
-    return np.array([*ball * len(BALLS), 0.0, 0.0]), np.zeros(NV)
+    """One scene's state, with the balls apart."""
+    places = [(-0.4, 0.0), (0.0, 0.0), (0.4, 0.0), (-0.2, 0.4), (0.2, 0.4)]
+    balls = [coordinate for x, y in places for coordinate in (x, y, _RESTING_Z, 1.0, 0.0, 0.0, 0.0)]
+    return np.array([*balls, 0.0, 0.0]), np.zeros(NV)
 
 
-def _sound(rows: Floats) -> NDArray[np.bool_]:
+def _sound(qpos: Floats, qvel: Floats) -> NDArray[np.bool_]:
     # a comparison with NaN is false
-    return np.asarray((np.abs(rows) <= _LARGEST).all(axis=1))
+    near = (np.abs(qpos) <= _QPOS_LIMITS).all(axis=1)
+    return np.asarray(near & (np.abs(qvel) <= _LARGEST).all(axis=1))
 
 
 def _first_bad(good: NDArray[np.bool_]) -> int:

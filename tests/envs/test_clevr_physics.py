@@ -98,6 +98,30 @@ def test_the_engines_agree_on_random_pushes(capsys):
     assert furthest <= TOLERANCE_M
 
 
+def test_the_native_engine_is_exact_where_mujoco_solves_to_the_end():
+    """What the engines differ by is where MuJoCo's solver stops, not a rule."""
+    rng = np.random.default_rng(5)
+    physics = ClevrPhysics(8, num_threads=1)
+    model = physics.model()
+    model.opt.tolerance, model.opt.iterations = 1e-15, 200
+    model.opt.ls_tolerance, model.opt.ls_iterations = 1e-4, 200
+    data = mujoco.MjData(model)
+    qpos, qvel = physics.initial_state(random_scenes(rng, 8))
+    for kind in ["ball", "grid", "continuous"] * 5:
+        start, ctrl, substeps = random_push(rng, physics.ball_xy(qpos), kind)
+        after, velocity, _ = physics.push(qpos, qvel, start, ctrl, substeps)
+        for n in range(8):
+            mujoco.mj_resetData(model, data)
+            data.qpos[:], data.qvel[:] = qpos[n], qvel[n]
+            data.qpos[35:], data.qvel[30:] = start[n], 0
+            mujoco.mj_forward(model, data)
+            data.ctrl[:] = ctrl[n]
+            mujoco.mj_step(model, data, substeps[n])
+            np.testing.assert_allclose(after[n], data.qpos, rtol=0, atol=1e-12)
+            np.testing.assert_allclose(velocity[n], data.qvel, rtol=0, atol=1e-10)
+        qpos, qvel = after, velocity
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_row_depends_on_no_other_row_and_no_thread(engine):
     rng = np.random.default_rng(1)
@@ -119,17 +143,20 @@ def test_a_row_depends_on_no_other_row_and_no_thread(engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_diverged_row_is_marked_and_alone(engine, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # MuJoCo logs there what it gives up
-    physics = ClevrPhysics(4, engine=engine)
-    qpos, qvel = physics.initial_state(random_scenes(np.random.default_rng(2), 4))
-    start, ctrl = np.full((4, 2), -0.55), np.full((4, 2), 0.5)
+    physics = ClevrPhysics(6, engine=engine)
+    qpos, qvel = physics.initial_state(random_scenes(np.random.default_rng(2), 6))
+    start, ctrl = np.full((6, 2), -0.55), np.full((6, 2), 0.5)
     expected, expected_velocity, none = physics.push(qpos, qvel, start, ctrl)
     assert not none.any()
+    bad = [1, 2, 4, 5]
     qpos[1, 9], qvel[1, 0] = np.nan, np.inf
-    qvel[2, 2] = 1e9  # of which the table's push makes more than MuJoCo goes on with
+    qvel[2, 2] = 1e9  # of which the table makes more than MuJoCo goes on with
+    qpos[4, 14] = 1.01  # outside of the walls
+    qvel[5, 18] = 1000.0  # soon outside
     got, velocity, diverged = physics.push(qpos, qvel, start, ctrl)
-    np.testing.assert_array_equal(diverged, [False, True, True, False])
-    np.testing.assert_array_equal(got[[1, 2]], qpos[[1, 2]])
-    np.testing.assert_array_equal(velocity[[1, 2]], qvel[[1, 2]])
+    np.testing.assert_array_equal(np.flatnonzero(diverged), bad)
+    np.testing.assert_array_equal(got[bad], qpos[bad])
+    np.testing.assert_array_equal(velocity[bad], qvel[bad])
     np.testing.assert_array_equal(got[[0, 3]], expected[[0, 3]])
     np.testing.assert_array_equal(velocity[[0, 3]], expected_velocity[[0, 3]])
 
@@ -161,7 +188,7 @@ def test_the_agent_is_placed_at_rest_and_its_force_clipped(engine):
 def test_a_ball_comes_to_rest_where_the_contact_carries_it(engine):
     physics = ClevrPhysics(1, engine=engine)
     qpos, qvel = physics.initial_state(np.array([[[-0.4, 0.3], [0.4, 0.3], [-0.4, -0.1], [0.4, -0.1], [0, 0.4]]]))
-    away, still = np.full((1, 2), 2.0), np.zeros((1, 2))
+    away, still = np.full((1, 2), 1.5), np.zeros((1, 2))
     for _ in range(20):
         qpos, qvel, _ = physics.push(qpos, qvel, away, still)
     np.testing.assert_allclose(qvel, 0, atol=1e-12)
@@ -175,7 +202,7 @@ def test_a_ball_comes_to_rest_where_the_contact_carries_it(engine):
 
 def test_the_gil_is_dropped():
     physics = ClevrPhysics(512, num_threads=1)
-    qpos, qvel = physics.initial_state(random_scenes(np.random.default_rng(4), 512))
+    qpos, qvel = physics.initial_state(np.tile(random_scenes(np.random.default_rng(4), 1), (512, 1, 1)))
     beats, done = [], threading.Event()
 
     def beat():
@@ -184,11 +211,12 @@ def test_the_gil_is_dropped():
 
     other = threading.Thread(target=beat)
     other.start()
+    before = len(beats)
     physics.push(qpos, qvel, np.zeros((512, 2)), np.ones((512, 2)), 200)
-    during = len(beats)
+    during = len(beats) - before
     done.set()
     other.join()
-    assert during > 0
+    assert during > 5  # a held GIL lets one or two through, around the call
 
 
 def test_a_scene_starts_at_the_places_given():
@@ -221,7 +249,7 @@ def test_bad_input_is_refused_by_name():
         ((qpos, qvel[0], start, ctrl), "qvel"),
         ((qpos, qvel, start[:1], ctrl), "rows differ"),
         ((qpos, qvel, start * [1, np.nan], ctrl), "start"),
-        ((qpos, qvel, start * 2.5, ctrl), "start"),
+        ((qpos, qvel, start * 1.6, ctrl), "start"),
         ((qpos, qvel, start, ctrl + np.inf), "ctrl"),
         ((qpos, qvel, start, ctrl, 0), "substeps"),
         ((qpos, qvel, start, ctrl, [40, 40, 40]), "substeps"),
