@@ -31,6 +31,7 @@ class Family:
     phrasings: int  # wordings of each goal that are drawn from
     goals: Goals = field(init=False)  # all of the family
     now: Goals = field(init=False)  # [n, K], one row per environment
+    offsets: tuple[np.ndarray, np.ndarray] = field(init=False)  # along and across [n, K], as it is now
     met: np.ndarray = field(init=False)  # [n, K] bool, which sub-goals hold now
     change_before: np.ndarray = field(init=False)  # [n] how many were gained in the last step
 
@@ -38,6 +39,7 @@ class Family:
         self.goals = family_goals(self.name)
         n = self.rows.stop - self.rows.start
         self.now = self.goals.take(np.zeros(n, np.int64))
+        self.offsets = np.zeros(self.now.source.shape), np.zeros(self.now.source.shape)
         self.met = np.zeros(self.now.source.shape, bool)
         self.change_before = np.zeros(n, np.int64)
 

@@ -82,9 +82,14 @@ def satisfied(goals: Goals, ball_xy: np.ndarray, judge: str = "kalm") -> np.ndar
         ball_xy: metres.
         judge: of relations: "kalm", "clevr" or "clevr-polar".
     """
-    if goals.kind == "easy":
-        return np.zeros(goals.source.shape, bool)
-    return _OF_KIND.get(goals.kind, JUDGES[judge])(*offsets(goals, ball_xy))
+    return satisfied_at(goals.kind, *offsets(goals, ball_xy), judge)
+
+
+def satisfied_at(kind: str, along: np.ndarray, across: np.ndarray, judge: str) -> np.ndarray:
+    """`satisfied` of goals of a kind whose `offsets` [n, K] are known."""
+    if kind == "easy":
+        return np.zeros(along.shape, bool)
+    return _OF_KIND.get(kind, JUDGES[judge])(along, across)
 
 
 def easy_by_action(goals: Goals, ball: np.ndarray, push: np.ndarray) -> np.ndarray:

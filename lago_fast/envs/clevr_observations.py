@@ -11,7 +11,8 @@ from lago_fast.envs.clevr_goals import COLOURS, NUM_BALLS
 
 OBSERVATIONS = ("positions", "positions_velocities", "order_invariant", "image")
 IMAGE_SIZE = 64
-BOUND_M, BOUND_M_S = 1.0, 20.0  # a ball beyond is off the table: its simulation has diverged
+BOUND_M = 1.0  # a ball beyond is off the table: its simulation has diverged
+BOUND_M_S = 20.0  # faster, which no push makes a ball, is seen as this
 # what an object may be; every ball here is large, of rubber, and a sphere
 SIZES, MATERIALS, SHAPES = ("large", "medium", "small"), ("rubber", "metal"), ("sphere", "box", "cylinder")
 _VELOCITY = np.arange(30).reshape(NUM_BALLS, 6)[:, :2]  # columns of qvel
@@ -58,7 +59,7 @@ class Observer:
         else:
             columns = [ball_xy.reshape(n, -1)]
             if self._kind == "positions_velocities":
-                columns.append(qvel[:, _VELOCITY].reshape(n, -1))
+                columns.append(np.clip(qvel[:, _VELOCITY], -BOUND_M_S, BOUND_M_S).reshape(n, -1))
         if self._table is not None:
             columns.append(self._table[instruction_id])
         if len(columns) == 1:

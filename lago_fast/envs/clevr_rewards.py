@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lago_fast.envs.clevr_goals import NUM_BALLS, Goals
-from lago_fast.envs.clevr_judges import GATHER_DISTANCE_M, LINE_SLOPE, offsets
+from lago_fast.envs.clevr_judges import GATHER_DISTANCE_M, LINE_SLOPE
 
 SCALE = 10.0  # per metre, or per sub-goal
 BONUS = 10.0
@@ -20,43 +20,43 @@ CARELESS_M, CARELESS_PENALTY, NOTICED_M = 0.20, 10.0, 0.1
 CLEVR_REFERENCE_M, CLEVR_MOVED_M, CLEVR_MOVEMENT_BONUS = 0.36, 0.05, 0.25
 
 
+Offsets = tuple[np.ndarray, np.ndarray]  # along and across [n, K], as `clevr_judges.offsets` gives them
+
+
 class Moved(NamedTuple):
     """One step of n environments of one family."""
 
     goals: Goals  # one row per environment
     before: np.ndarray  # [n, 5, 2] ball centres, metres
     after: np.ndarray  # [n, 5, 2]
+    offsets_before: Offsets
+    offsets_after: Offsets
     success: np.ndarray  # [n] bool
     change: np.ndarray  # [n] sub-goals gained, less those lost
 
 
-def remaining(goals: Goals, ball_xy: np.ndarray) -> np.ndarray:
+def remaining(kind: str, offsets: Offsets) -> np.ndarray:
     """[n] metres still to go, over all sub-goals; 0 for "easy".
 
     A relation: from the source to a point 0.3 m beside the destination. The line: how far each ball is from the
     sector to the right of its neighbour. Gathering: what is beyond 0.325 m.
     """
-    if goals.kind == "easy":
-        return np.zeros(len(ball_xy))
-    along, across = offsets(goals, ball_xy)
-    if goals.kind == "line":
+    along, across = offsets
+    if kind == "easy":
+        return np.zeros(len(along))
+    if kind == "line":
         short = np.maximum(np.abs(across) - LINE_SLOPE * along, 0.0)
-    elif goals.kind == "gather":
+    elif kind == "gather":
         short = np.maximum(np.hypot(along, across) - GATHER_DISTANCE_M, 0.0)
     else:
         short = np.hypot(along - BESIDE_M, across)
     return short.sum(axis=1)
 
 
-def _distance(goals: Goals, ball_xy: np.ndarray, beside: float) -> np.ndarray:
-    """[n] metres from the source to a point beside the destination, of a single relation."""
-    along, across = offsets(goals, ball_xy)
-    return np.hypot(along - beside, across)[:, 0]
-
-
 def _closer(moved: Moved, beside: float) -> np.ndarray:
-    gained = _distance(moved.goals, moved.before, beside) - _distance(moved.goals, moved.after, beside)
-    return SCALE * gained
+    """10 per metre that the source of a single relation came closer to a point so far beside the destination."""
+    (along, across), (now_along, now_across) = moved.offsets_before, moved.offsets_after
+    return SCALE * (np.hypot(along - beside, across) - np.hypot(now_along - beside, now_across))[:, 0]
 
 
 def _shifts(moved: Moved) -> np.ndarray:
@@ -71,7 +71,8 @@ def _others(*named: np.ndarray) -> np.ndarray:
 
 def progress(moved: Moved) -> np.ndarray:
     """10 per metre that `remaining` shrank, and 10 more at success."""
-    gained = remaining(moved.goals, moved.before) - remaining(moved.goals, moved.after)
+    kind = moved.goals.kind
+    gained = remaining(kind, moved.offsets_before) - remaining(kind, moved.offsets_after)
     return SCALE * gained + BONUS * moved.success
 
 

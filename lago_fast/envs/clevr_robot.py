@@ -16,8 +16,8 @@ from lago_fast.envs.clevr_actions import PUSHES, Drive, action_space, check_acti
 from lago_fast.envs.clevr_drawing import Painter
 from lago_fast.envs.clevr_episodes import Episodes, Family, families_of
 from lago_fast.envs.clevr_goals import check_families, nearest, split_families
-from lago_fast.envs.clevr_judges import EASY_JUDGES, JUDGES, easy_by_action, easy_by_shift, satisfied
-from lago_fast.envs.clevr_observations import BOUND_M, BOUND_M_S, OBSERVATIONS, Observer
+from lago_fast.envs.clevr_judges import EASY_JUDGES, JUDGES, easy_by_action, easy_by_shift, offsets, satisfied_at
+from lago_fast.envs.clevr_observations import OBSERVATIONS, Observer
 from lago_fast.envs.clevr_physics import ClevrPhysics
 from lago_fast.envs.clevr_rewards import REWARDS, SINGLE_RELATION, Moved, careless
 from lago_fast.envs.clevr_scenes import GAP_M
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 MAX_EPISODE_STEPS = 50
 QUIRKS = ("stale-first-push", "lagged-reward")
-_AGENT_V = 30
 _XY = np.arange(35).reshape(5, 7)[:, :2]  # columns of qpos
 _ALL = slice(None)
 _log = logging.getLogger(__name__)
@@ -231,19 +230,13 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
         return self._judge_step(actions, before, valid, diverged)
 
     def _push(self, actions: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Simulate the valid rows; returns [N] bool which of them diverged, and leaves those as they were."""
+        """Simulate the valid rows; returns [N] bool which of them diverged, which stay as they were."""
         rows = slice(None) if valid.all() else np.flatnonzero(valid)
         qpos, qvel, moves = self._qpos[rows], self._qvel[rows], self._aim(actions[rows], rows)
         new_qpos, new_qvel, lost = self.physics.push(qpos, qvel, moves.start, moves.ctrl, moves.substeps)
-        # a comparison with NaN is false
-        kept = (np.abs(new_qpos[:, _XY]) <= BOUND_M).all(axis=(1, 2)) & (np.abs(new_qvel[:, :30]) <= BOUND_M_S).all(
-            axis=1
-        )
         diverged = np.zeros(self.num_envs, bool)
-        diverged[rows] = lost | ~kept
-        if diverged.any():
-            wrong = diverged[rows]
-            new_qpos[wrong], new_qvel[wrong] = qpos[wrong], qvel[wrong]
+        diverged[rows] = lost
+        if lost.any():
             self.diverged += diverged
             _log.warning("diverged: the simulations of environments %s; their episodes end", np.flatnonzero(diverged))
         if valid.all():
@@ -289,7 +282,8 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
     def _judge_family(self, family: Family, actions: np.ndarray, before: np.ndarray, counted: np.ndarray) -> Moved:
         """What a step did in the environments of one family."""
         after = self._ball_xy[family.rows]
-        met = satisfied(family.now, after, self.judge)
+        offsets_before, family.offsets = family.offsets, offsets(family.now, after)
+        met = satisfied_at(family.goals.kind, *family.offsets, self.judge)
         if family.name != "easy":
             success = met.all(axis=1)
         elif self.easy_judge == "shift":
@@ -299,7 +293,7 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
         change = met.sum(axis=1) - family.met.sum(axis=1)
         paid = family.change_before if "lagged-reward" in self.quirks else change
         family.met, family.change_before = met, change
-        return Moved(family.now, before, after, success & counted, paid)
+        return Moved(family.now, before, after, offsets_before, family.offsets, success & counted, paid)
 
     def _begin_episodes(self, ids: np.ndarray) -> None:
         """Start the next episodes of the environments `ids` [m]."""
@@ -318,11 +312,12 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
         self._judge_starts(ids)
 
     def _judge_starts(self, ids: np.ndarray) -> None:
-        """Count the sub-goals that hold in the environments `ids` [m], which were put where they are."""
+        """See what holds in the environments `ids` [m], which were put where they are."""
         for family in self.families:
             local = ids[(ids >= family.rows.start) & (ids < family.rows.stop)] - family.rows.start
-            now = family.now.take(local)
-            family.met[local] = satisfied(now, self._ball_xy[family.rows][local], self.judge)
+            along, across = offsets(family.now.take(local), self._ball_xy[family.rows.start + local])
+            family.offsets[0][local], family.offsets[1][local] = along, across
+            family.met[local] = satisfied_at(family.goals.kind, along, across, self.judge)
             family.change_before[local] = 0
 
     def _observe(self, rows: np.ndarray | slice = _ALL) -> np.ndarray:
