@@ -133,7 +133,7 @@ def write_film(path: Path, frames: Sequence[np.ndarray], frames_per_s: float = 5
 
     Raises:
         UnsupportedArgument: another ending, or no frame.
-        MissingExtra: imageio is not installed, or for MP4 its ffmpeg.
+        MissingExtra: imageio is not installed, or for MP4 imageio-ffmpeg.
     """
     if path.suffix not in (".gif", ".mp4"):
         raise UnsupportedArgument(f"{path.name}: films end in .gif or .mp4")
@@ -141,12 +141,12 @@ def write_film(path: Path, frames: Sequence[np.ndarray], frames_per_s: float = 5
         raise UnsupportedArgument("frames: give at least one")
     try:
         import imageio.v3 as imageio
+
+        if path.suffix == ".mp4":
+            import imageio_ffmpeg  # noqa: F401 - what imageio's plugin needs
     except ImportError as error:
-        raise MissingExtra("films need imageio: pip install 'lago_fast[envs]'") from error
+        raise MissingExtra("films need pip install 'imageio[ffmpeg]'; a GIF only imageio") from error
     if path.suffix == ".gif":
         imageio.imwrite(path, np.stack(frames), duration=1000.0 / frames_per_s, loop=0)
-        return
-    try:
-        imageio.imwrite(path, np.stack(frames), fps=frames_per_s)
-    except (ImportError, OSError) as error:
-        raise MissingExtra("MP4 needs pip install imageio-ffmpeg; GIF needs nothing more") from error
+    else:
+        imageio.imwrite(path, np.stack(frames), plugin="FFMPEG", fps=frames_per_s)

@@ -24,7 +24,7 @@ def scene(**balls):
 def holds(direction, x, y, judge="kalm"):
     """Whether ball 0 at (x, y) from ball 1 satisfies the goal; ball 1 is not at the origin."""
     corner = np.array([0.25, 0.125])  # exact in binary, as are the offsets below
-    return bool(satisfied(relation(direction), scene(b0=corner + [x, y], b1=corner), judge)[0, 0])
+    return bool(satisfied(relation(direction), scene(b0=corner + np.array([x, y]), b1=corner), judge)[0, 0])
 
 
 @pytest.mark.parametrize("judge", ["kalm", "clevr", "clevr-polar"])
