@@ -13,6 +13,7 @@ import mujoco
 import numpy as np
 import pytest
 
+from lago_fast import _C
 from lago_fast.envs.clevr_physics import BALLS, ClevrPhysics
 from lago_fast.errors import UnsupportedArgument
 
@@ -120,6 +121,39 @@ def test_the_native_engine_is_exact_where_mujoco_solves_to_the_end():
             np.testing.assert_allclose(after[n], data.qpos, rtol=0, atol=1e-12)
             np.testing.assert_allclose(velocity[n], data.qvel, rtol=0, atol=1e-10)
         qpos, qvel = after, velocity
+
+
+def test_the_engines_agree_on_piles():
+    """Balls pressed into each other, the walls and the agent, in motion: twenty contacts and more at once."""
+    rng = np.random.default_rng(7)
+    native, definition = (ClevrPhysics(48, engine=engine, num_threads=1) for engine in ENGINES)
+    centre = np.repeat([[-0.5, -0.2], [0.0, 0.2], [0.45, 0.55]], 16, axis=0)
+    qpos, qvel = native.initial_state(centre[:, None] + rng.uniform(-0.1, 0.1, (48, len(BALLS), 2)))
+    qpos[:, 2:35:7] += rng.uniform(-0.05, 0.05, (48, len(BALLS)))
+    qvel[:, :30] = rng.normal(0, 1, (48, 30))
+    push = centre + rng.uniform(-0.1, 0.1, (48, 2)), rng.uniform(-2, 2, (48, 2))
+    for substeps in (1, 40):
+        got, expected = native.push(qpos, qvel, *push, substeps), definition.push(qpos, qvel, *push, substeps)
+        assert not got[2].any()
+        assert not expected[2].any()
+        np.testing.assert_allclose(got[0], expected[0], rtol=0, atol=TOLERANCE_M)
+        np.testing.assert_allclose(got[1], expected[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("columns", "value"), [(slice(0, 37), np.nan), (slice(0, 1), np.inf), (slice(2, 35, 7), -1e4), (slice(0, 35), 0.0)]
+)
+def test_the_native_core_survives_any_state(columns, value):
+    """Of states that the binding's callers keep from it: no number, every plane met at once, all balls in one place."""
+    qpos, qvel = ClevrPhysics(1).initial_state(np.zeros((1, len(BALLS), 2)))
+    qpos[:, columns] = value
+    ctrl, substeps, diverged = np.ones((1, 2)), np.array([200]), np.array([7], dtype=np.uint8)
+    arrays = qpos, qvel, ctrl, substeps, diverged
+    _C.clevr_push(*(array.ctypes.data for array in arrays), rows=1, threads=1)
+    assert diverged[0] in (0, 1)
+    assert diverged[0] == 1 or np.isfinite(qpos).all()
+    if not np.isfinite(value):
+        assert diverged[0] == 1
 
 
 @pytest.mark.parametrize("engine", ENGINES)
