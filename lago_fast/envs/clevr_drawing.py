@@ -8,16 +8,18 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lago_fast.envs.clevr_goals import NUM_BALLS, nearest
-from lago_fast.envs.clevr_judges import RADIUS_M
+from lago_fast.envs.clevr_physics import BALL_RADIUS
 from lago_fast.errors import DeviceUnavailable, MissingExtra, UnsupportedArgument
 
 if TYPE_CHECKING:
     import mujoco
+
+    from lago_fast.envs.clevr_gl import GlScene
 
 RENDERERS = ("auto", "gl", "drawing")
 CENTRE_M, SPAN_M = np.array([0.0, 0.2]), 1.5  # the middle of the walls, and the side of what is seen
@@ -47,8 +49,8 @@ def draw(ball_xy: np.ndarray, size: int) -> np.ndarray:
         dy = y - ball_xy[:, ball, 1, None]
         distance = np.sqrt(dx[:, None, :] ** 2 + dy[:, :, None] ** 2)
         # a soft edge of one pixel, and darker towards the rim
-        cover = np.clip((RADIUS_M - distance) * (size / SPAN_M) + 0.5, 0.0, 1.0)[..., None].astype(np.float32)
-        light = (1.0 - 0.4 * np.minimum(distance / RADIUS_M, 1.0) ** 2)[..., None].astype(np.float32)
+        cover = np.clip((BALL_RADIUS - distance) * (size / SPAN_M) + 0.5, 0.0, 1.0)[..., None].astype(np.float32)
+        light = (1.0 - 0.4 * np.minimum(distance / BALL_RADIUS, 1.0) ** 2)[..., None].astype(np.float32)
         image += cover * (light * BALL_RGB[ball] - image)
     return image.round().astype(np.uint8)
 
@@ -69,7 +71,7 @@ class Painter:
         if renderer not in RENDERERS:
             raise UnsupportedArgument(f"renderer={renderer!r} is unknown; {nearest(renderer, RENDERERS)}")
         self.renderer, self._model = renderer, model
-        self._scene: Any = None
+        self._scenes: dict[int, GlScene] = {}  # by size
 
     def __call__(self, ball_xy: np.ndarray, size: int) -> np.ndarray:
         """[n, size, size, 3] uint8 for `ball_xy` [n, 5, 2] in metres."""
@@ -83,23 +85,22 @@ class Painter:
         try:
             self._gl(size)
         except DeviceUnavailable as error:
-            _log.info("images are drawings: %s", error)
+            _log.warning("images are drawings: %s", error)
             return "drawing"
         return "gl"
 
-    def _gl(self, size: int) -> Any:
+    def _gl(self, size: int) -> "GlScene":
         from lago_fast.envs.clevr_gl import GlScene
 
-        if self._scene is None or self._scene.size != size:
-            self.close()
-            self._scene = GlScene(self._model(), size)
-        return self._scene
+        if size not in self._scenes:
+            self._scenes[size] = GlScene(self._model(), size)
+        return self._scenes[size]
 
     def close(self) -> None:
-        """Free the GL context, if there is one; a second call does nothing."""
-        if self._scene is not None:
-            self._scene.close()
-            self._scene = None
+        """Free what GL holds, if it does; a second call does nothing."""
+        for scene in self._scenes.values():
+            scene.close()
+        self._scenes.clear()
 
 
 def caption(frame: np.ndarray, text: str) -> np.ndarray:

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lago_fast.envs.clevr_physics import BALLS as COLOURS
 from lago_fast.errors import UnknownTask, UnsupportedArgument
 
-COLOURS = ("red", "blue", "green", "purple", "cyan")  # of ball 0 to 4
-NUM_BALLS = len(COLOURS)
+NUM_BALLS = len(COLOURS)  # ball 0 is red, and so on
 DIRECTIONS = ("behind", "left", "front", "right")
 BEHIND, LEFT, FRONT, RIGHT = range(4)
 AXES = np.array([(0.0, 1.0), (-1.0, 0.0), (0.0, -1.0), (1.0, 0.0)])  # unit vector of each direction

@@ -10,11 +10,9 @@ from collections.abc import Callable
 import numpy as np
 
 from lago_fast.envs.clevr_goals import AXES, Goals
+from lago_fast.envs.clevr_physics import BALL_RADIUS
 
-RADIUS_M = 0.13
-BALL_Z_M = -0.195
-
-KALM_DISTANCE_M = 3 * RADIUS_M + 0.001
+KALM_DISTANCE_M = 3 * BALL_RADIUS + 0.001
 KALM_ZERO_M = 1e-3  # a component below counts as none
 CLEVR_COSINE, CLEVR_DISTANCE_M = 0.6, 0.7
 POLAR_COSINE, POLAR_RANGE_M2 = 0.71, 0.49

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 MAX_EPISODE_STEPS = 50
 QUIRKS = ("stale-first-push", "lagged-reward")
-_XY = np.arange(35).reshape(5, 7)[:, :2]  # columns of qpos
 _ALL = slice(None)
 _log = logging.getLogger(__name__)
 
@@ -193,7 +192,7 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
             if bad.any():
                 raise NonFiniteError(f"{name}: NaN or infinity for environment {ids[bad.argmax()]}; give a full state")
         self._qpos[ids], self._qvel[ids] = qpos, qvel
-        self._ball_xy[ids] = self._qpos[ids[:, None, None], _XY]
+        self._ball_xy[ids] = self.physics.ball_xy(self._qpos[ids])
         self._judge_starts(ids)
         return self._observe()[ids]
 
@@ -243,7 +242,7 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
             self._qpos, self._qvel = new_qpos, new_qvel
         else:
             self._qpos[rows], self._qvel[rows] = new_qpos, new_qvel
-        self._ball_xy = self._qpos[:, _XY]
+        self._ball_xy = self.physics.ball_xy(self._qpos)
         return diverged
 
     def _aim(self, actions: np.ndarray, rows: slice | np.ndarray) -> Drive:

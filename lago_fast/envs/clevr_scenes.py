@@ -8,7 +8,7 @@ Tests: tests/envs/test_clevr_scenes.py.
 import numpy as np
 
 from lago_fast.envs.clevr_goals import NUM_BALLS
-from lago_fast.envs.clevr_judges import RADIUS_M
+from lago_fast.envs.clevr_physics import BALL_RADIUS
 from lago_fast.errors import SceneUnsampled
 
 LOW, SPAN = np.array([-0.5, -0.3]), np.array([1.0, 0.8])  # of ball centres, metres
@@ -53,7 +53,7 @@ def sample_scenes(keys: np.ndarray, gap: float = GAP_M) -> np.ndarray:
     scenes = np.zeros((len(keys), NUM_BALLS, 2))
     left = np.arange(len(keys))
     for number in range(MAX_ROUNDS):
-        found, placed = _attempt(keys[left], number, 2 * RADIUS_M + gap)
+        found, placed = _attempt(keys[left], number, 2 * BALL_RADIUS + gap)
         first = found.argmax(axis=1)
         done = found[np.arange(len(left)), first]
         scenes[left[done]] = placed[done, first[done]]

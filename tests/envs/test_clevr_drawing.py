@@ -58,7 +58,7 @@ def test_without_gl_it_is_a_drawing_unless_gl_was_asked_for(monkeypatch, caplog)
     monkeypatch.setenv("MUJOCO_GL", "")
     monkeypatch.setenv("PYOPENGL_PLATFORM", "")
     painter = Painter("auto", ClevrPhysics(1).model)
-    with caplog.at_level("INFO", logger="lago_fast"):
+    with caplog.at_level("WARNING", logger="lago_fast"):
         np.testing.assert_array_equal(painter(SCENES, 64), draw(SCENES, 64))
     assert painter.renderer == "drawing"
     assert "images are drawings" in caplog.text

@@ -376,6 +376,16 @@ def test_sb3_lane_carries_the_valid_rows_of_the_array_lane(make):
     env.close()
 
 
+def test_a_stable_baselines3_learner_runs_on_it():
+    from stable_baselines3 import PPO
+
+    env = make_clevr_robot(4, ["real"], num_threads=1)
+    model = PPO("MlpPolicy", env, n_steps=16, batch_size=16, n_epochs=1, device="cpu").learn(128)
+    assert model.num_timesteps == 128
+    assert model.policy.action_net.out_features == 40
+    env.close()
+
+
 def test_splits_make_their_families():
     for split, tasks in (("real", ["real"]), ("hard", ["two-goals", "three-goals", "line", "gather"])):
         env = make_clevr_robot(4, split)
