@@ -5,7 +5,7 @@ Tests: tests/envs/test_clevr_drawing.py.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +17,6 @@ from lago_fast.envs.clevr_physics import BALL_RADIUS
 from lago_fast.errors import DeviceUnavailable, MissingExtra, UnsupportedArgument
 
 if TYPE_CHECKING:
-    import mujoco
-
     from lago_fast.envs.clevr_gl import GlScene
 
 RENDERERS = ("auto", "gl", "drawing")
@@ -60,17 +58,16 @@ class Painter:
 
     Args:
         renderer: "gl", "drawing", or "auto": the first of the two that works here.
-        model: makes the scene's MuJoCo model.
 
     Raises:
         UnsupportedArgument: another renderer.
-        DeviceUnavailable: at the first image: "gl" was asked for, and neither EGL nor OSMesa works here.
+        DeviceUnavailable: from a call: "gl" was asked for, and neither EGL nor OSMesa works here.
     """
 
-    def __init__(self, renderer: str, model: Callable[[], "mujoco.MjModel"]) -> None:
+    def __init__(self, renderer: str) -> None:
         if renderer not in RENDERERS:
             raise UnsupportedArgument(f"renderer={renderer!r} is unknown; {nearest(renderer, RENDERERS)}")
-        self.renderer, self._model = renderer, model
+        self.renderer = renderer
         self._scenes: dict[int, GlScene] = {}  # by size
 
     def __call__(self, ball_xy: np.ndarray, size: int) -> np.ndarray:
@@ -93,7 +90,7 @@ class Painter:
         from lago_fast.envs.clevr_gl import GlScene
 
         if size not in self._scenes:
-            self._scenes[size] = GlScene(self._model(), size)
+            self._scenes[size] = GlScene(size)
         return self._scenes[size]
 
     def close(self) -> None:

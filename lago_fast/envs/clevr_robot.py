@@ -125,7 +125,7 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
         self.normalizer = ReturnNormalizer(num_envs, gamma, group=self.task_id) if normalize_reward else None
 
         self.physics = ClevrPhysics(num_envs, engine, num_threads)
-        self._painter = Painter(renderer, self.physics.model)
+        self._painter = Painter(renderer)
         table = None if instruction_table is None else self._check_table(instruction_table)
         self._observer = Observer(observation, self._painter, table)
         self.state_dim, self.observation_space = self._observer.state_dim, self._observer.space

@@ -1,5 +1,6 @@
 """Pictures of CLEVR-Robot: what is where in them, by both renderers, captions and films."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -7,7 +8,6 @@ import pytest
 
 from lago_fast.envs import clevr_gl
 from lago_fast.envs.clevr_drawing import BALL_RGB, Painter, caption, draw, write_film
-from lago_fast.envs.clevr_physics import ClevrPhysics
 from lago_fast.errors import DeviceUnavailable, MissingExtra, UnsupportedArgument
 
 SCENES = np.array(
@@ -42,28 +42,43 @@ def test_drawing_shows_each_ball_in_its_place(size):
 
 
 def test_gl_shows_the_same():
-    painter = Painter("gl", ClevrPhysics(1).model)
+    painter = Painter("gl")
     try:
         images = painter(SCENES, 128)
     except DeviceUnavailable as error:
         pytest.skip(str(error))
     assert_shows(images, 128)
     assert_shows(painter(SCENES, 96), 96)
+    child = painter._scenes[96]._child
+    child.kill()
+    child.wait()
+    with pytest.raises(DeviceUnavailable, match="the process that renders died"):
+        painter(SCENES, 96)
     painter.close()
     painter.close()
+
+
+@pytest.mark.slow
+def test_triton_can_be_imported_after_gl():
+    code = (
+        "import numpy as np\n"
+        "from lago_fast.envs.clevr_drawing import Painter\n"
+        "Painter('auto')(np.zeros((1, 5, 2)), 64)\n"
+        "import triton\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_without_gl_it_is_a_drawing_unless_gl_was_asked_for(monkeypatch, caplog):
     monkeypatch.setattr(clevr_gl, "BACKENDS", ("nothing",))
     monkeypatch.setenv("MUJOCO_GL", "")
-    monkeypatch.setenv("PYOPENGL_PLATFORM", "")
-    painter = Painter("auto", ClevrPhysics(1).model)
+    painter = Painter("auto")
     with caplog.at_level("WARNING", logger="lago_fast"):
         np.testing.assert_array_equal(painter(SCENES, 64), draw(SCENES, 64))
     assert painter.renderer == "drawing"
     assert "images are drawings" in caplog.text
     with pytest.raises(DeviceUnavailable, match=r"nothing: .*renderer='drawing'"):
-        Painter("gl", ClevrPhysics(1).model)(SCENES, 64)
+        Painter("gl")(SCENES, 64)
 
 
 def test_captions_add_as_many_lines_as_they_need():
