@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lago_fast.algorithms.fast_kl_ppo import FastKLPPO
     from lago_fast.demos import load_demos, record_demos
+    from lago_fast.envs.clevr_robot import make_clevr_robot
     from lago_fast.envs.metaworld import make_metaworld
     from lago_fast.priors.amortised import AmortisedPrior
     from lago_fast.priors.finetune import fit_prior
@@ -23,6 +24,7 @@ __all__ = [
     "__version__",
     "fit_prior",
     "load_demos",
+    "make_clevr_robot",
     "make_metaworld",
     "record_demos",
 ]
@@ -33,6 +35,7 @@ _HOME = {
     "LatentActionPrior": "lago_fast.priors.latent_action",
     "fit_prior": "lago_fast.priors.finetune",
     "load_demos": "lago_fast.demos",
+    "make_clevr_robot": "lago_fast.envs.clevr_robot",
     "make_metaworld": "lago_fast.envs.metaworld",
     "record_demos": "lago_fast.demos",
 }

@@ -83,3 +83,7 @@ class QuantizedTooFar(LagoError, ValueError):
 
 class InsufficientMemory(LagoError, MemoryError):
     """A fit that cannot go into the memory of its device; refused before it starts."""
+
+
+class SceneUnsampled(LagoError, RuntimeError):
+    """A scene that no draw satisfies: what is asked of it is too much for the table."""

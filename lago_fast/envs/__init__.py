@@ -1,12 +1,16 @@
 """Vector environments: an array lane for our trainers and an SB3 lane for everyone else.
 
-Names are loaded on first use, so that importing this package needs neither EnvPool nor SB3.
+Names are loaded on first use, so that importing this package needs neither EnvPool nor SB3. The import tells
+gymnasium of "lago_fast/ClevrRobot-v0", by name: gymnasium itself has no way to find it.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gymnasium.envs.registration import register, registry
+
 if TYPE_CHECKING:
+    from lago_fast.envs.clevr_robot import ClevrRobotArrayEnv, make_clevr_robot
     from lago_fast.envs.metaworld import MetaworldArrayEnv, make_metaworld
     from lago_fast.envs.vec_env import ArrayReset, ArrayStep, ArrayVecEnv, ReturnNormalizer
 
@@ -14,8 +18,10 @@ __all__ = [
     "ArrayReset",
     "ArrayStep",
     "ArrayVecEnv",
+    "ClevrRobotArrayEnv",
     "MetaworldArrayEnv",
     "ReturnNormalizer",
+    "make_clevr_robot",
     "make_metaworld",
 ]
 
@@ -23,10 +29,15 @@ _HOME = {
     "ArrayReset": "vec_env",
     "ArrayStep": "vec_env",
     "ArrayVecEnv": "vec_env",
+    "ClevrRobotArrayEnv": "clevr_robot",
     "MetaworldArrayEnv": "metaworld",
     "ReturnNormalizer": "vec_env",
+    "make_clevr_robot": "clevr_robot",
     "make_metaworld": "metaworld",
 }
+
+if "lago_fast/ClevrRobot-v0" not in registry:
+    register(id="lago_fast/ClevrRobot-v0", entry_point="lago_fast.envs.clevr_gym:ClevrRobotEnv")
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 
 
 class ArrayReset(NamedTuple):
@@ -41,7 +41,7 @@ class ArrayVecEnv(ABC):
 
     num_envs: int
     observation_space: Box  # of one environment
-    action_space: Box  # of one environment
+    action_space: Box | Discrete  # of one environment
     state_dim: int
     instructions: list[str]
     tasks: list[str]
@@ -54,7 +54,8 @@ class ArrayVecEnv(ABC):
 
     @abstractmethod
     def send(self, actions: np.ndarray) -> None:
-        """Start one step with actions [N, D]; those of rows that start a new episode are ignored."""
+        """Start one step with actions [N, D], or [N] int64 where they are discrete; those of rows that start a new
+        episode are ignored."""
 
     @abstractmethod
     def recv(self) -> ArrayStep:

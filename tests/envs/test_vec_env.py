@@ -149,7 +149,8 @@ def test_step_is_send_then_receive_and_the_rest_is_refused():
 def test_importing_the_room_loads_no_simulator_and_no_learner():
     code = (
         "import sys, lago_fast.envs as room\n"
-        "from lago_fast.envs import ArrayStep, MetaworldArrayEnv, make_metaworld\n"
+        "from lago_fast.envs import ArrayStep, ClevrRobotArrayEnv, MetaworldArrayEnv\n"
+        "from lago_fast.envs import make_clevr_robot, make_metaworld\n"
         "heavy = {'envpool', 'metaworld', 'mujoco', 'stable_baselines3', 'torch'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "assert 'make_metaworld' in dir(room)\n"
