@@ -18,7 +18,7 @@ STRESS := $${CXX:-c++} -std=c++17 -O1 -g -pthread -Icsrc csrc/core/threads.cc cs
 LOSSES_STRESS := $${CXX:-c++} -std=c++17 -O1 -g -pthread -Wno-psabi -ffp-contract=fast -Icsrc csrc/core/threads.cc \
   csrc/ops/ppo_kl_categorical.cc csrc/ops/ppo_kl_gaussian.cc tests/native/threads_stress.cc
 
-.PHONY: help install demo test lint format type wheel bench asan tsan fuzz cuda sanitizer
+.PHONY: help install demo clevr test lint format type wheel bench asan tsan fuzz cuda sanitizer
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,6 +27,9 @@ install: .venv/.installed  ## create .venv with everything in it
 
 demo: .venv/.installed  ## PPO against LaGO on Meta-World: runs/demo/report.json and curves.png
 	$(BIN)/lago compare --preset demo --out runs/demo --overwrite
+
+clevr: .venv/.installed  ## PPO against LaGO on CLEVR-Robot at the paper's budget: runs/clevr/report.json and curves.png
+	$(BIN)/lago compare --preset clevr --out runs/clevr --workers 2 --overwrite
 
 test: lint type  ## lint, types and the whole test-suite
 	$(BIN)/python -m pytest

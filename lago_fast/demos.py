@@ -1,4 +1,4 @@
-"""Demonstrations: scripted Meta-World experts recorded into a Minari dataset, and read back as arrays.
+"""Demonstrations: scripted experts recorded into a Minari dataset, and read back as arrays.
 
 On disk: Minari's HDF5 format under `<path>/data`, which `minari.load_dataset` reads too when
 `MINARI_DATASETS_PATH` names the folder that holds `path`. Each episode has one task and one instruction.
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lago_fast.envs.experts import Episode, play_expert
-from lago_fast.envs.metaworld import check_tasks, task_phrasings
+from lago_fast.envs.experts import Episode
+from lago_fast.envs.suites import Suite, suite_named
 from lago_fast.errors import DemonstrationError, MissingExtra, RunExists, UnsupportedArgument
 
 ATTEMPTS_PER_SUCCESS = 10
@@ -30,15 +30,16 @@ class Demonstrations(NamedTuple):
     """Recorded transitions, one row per step, episode after episode."""
 
     states: np.ndarray  # [n, S] float32, what the actor saw
-    actions: np.ndarray  # [n, D] float32, as executed, inside the box
+    actions: np.ndarray  # [n, D] float32, as executed, inside the box; or [n] int64
     instruction_id: np.ndarray  # [n] int64
     instructions: list[str]
     episode_id: np.ndarray  # [n] int64
     task_id: np.ndarray  # [n] int64
     tasks: list[str]
     success: np.ndarray  # [E] bool, at any step of the episode
-    action_low: np.ndarray  # [D] float32
+    action_low: np.ndarray  # [D] float32; empty where actions are discrete
     action_high: np.ndarray  # [D] float32
+    num_actions: int | None = None  # of a discrete space
 
 
 def record_demos(
@@ -53,6 +54,7 @@ def record_demos(
     max_episode_steps: int = 500,
     num_envs_per_task: int = 10,
     overwrite: bool = False,
+    env: str = "metaworld",
     progress: Progress | None = None,
 ) -> Path:
     """Record scripted experts into a Minari dataset and return its folder.
@@ -65,7 +67,7 @@ def record_demos(
         episodes_per_task: exactly so many are kept per task.
         path: folder of the dataset.
         action_noise: std of the Gaussian noise added to the expert's action before it is clipped to the box;
-            the noisy action is executed, and it is the one recorded.
+            the noisy action is executed, and it is the one recorded. 0 where actions are discrete.
         success_only: keep only episodes with a success at any step.
         stop_after_success: end an episode so many steps after its first success (0: right there), flagged as
             truncated; None plays all `max_episode_steps`.
@@ -73,6 +75,7 @@ def record_demos(
         max_episode_steps: horizon.
         num_envs_per_task: simulators stepped at a time; it changes which episodes are drawn, not their kind.
         overwrite: replace the dataset at `path`.
+        env: whose tasks these are (`lago_fast.envs.suites`).
         progress: called with (task, episodes kept, episodes wanted).
 
     Raises:
@@ -80,9 +83,10 @@ def record_demos(
         RunExists: `path` exists, and `overwrite` is False or it holds something else than a dataset.
         DemonstrationError: with `success_only`, the expert fails too often.
     """
-    tasks = check_tasks(tasks)
+    suite = suite_named(env)
+    tasks = suite.check_tasks(tasks)
     _at_least(1, episodes_per_task=episodes_per_task, num_envs_per_task=num_envs_per_task)
-    _at_least(0, action_noise=action_noise)
+    _check_noise(suite, action_noise)
     if stop_after_success is not None:
         _at_least(0, stop_after_success=stop_after_success)
     path = Path(os.path.abspath(path))
@@ -102,7 +106,7 @@ def record_demos(
         folder.mkdir()
         storage = None
         for task in tasks:
-            played = play_expert(
+            played = suite.play_expert(
                 task,
                 action_noise=action_noise,
                 stop_after_success=stop_after_success,
@@ -112,10 +116,10 @@ def record_demos(
             )
             episodes = _keep(played, task, episodes_per_task, success_only, progress)
             if storage is None:
-                storage = _new_storage(minari, folder / "data", episodes[0])
+                storage = _new_storage(minari, folder / "data", suite)
             _append(minari, storage, task, episodes)
         assert storage is not None  # check_tasks refuses an empty list
-        storage.update_metadata(_metadata(path, tasks, settings))
+        storage.update_metadata(_metadata(path, suite, tasks, settings))
         _install(folder, path, Path(scratch) / "replaced")
     return path
 
@@ -143,7 +147,8 @@ def _keep(
 def load_demos(path: str | os.PathLike[str]) -> Demonstrations:
     """Read a dataset that `record_demos` wrote, or another Minari dataset with the same columns.
 
-    Each episode needs the metadata `task`, `instruction` and `success`; spaces must be flat boxes.
+    Each episode needs the metadata `task`, `instruction` and `success`; states must be flat boxes, actions flat
+    boxes or discrete.
 
     Raises:
         DemonstrationError: missing, empty or corrupt; NaN; shapes that do not fit the dataset's spaces.
@@ -156,7 +161,7 @@ def load_demos(path: str | os.PathLike[str]) -> Demonstrations:
     minari = _import_minari()
     try:
         storage = minari.dataset.minari_storage.MinariStorage.read(path / "data")
-        low, high = storage.action_space.low, storage.action_space.high
+        num_actions, low, high = _bounds(storage.action_space)
         shapes = (storage.observation_space.shape, storage.action_space.shape)
         numbers = range(storage.total_episodes)
         rows = list(storage.get_episodes(numbers))
@@ -168,7 +173,7 @@ def load_demos(path: str | os.PathLike[str]) -> Demonstrations:
     if not rows:
         raise DemonstrationError(f"the dataset holds no episode: {remedy}")
     for number, row in enumerate(rows):
-        fault = _fault(row, shapes)
+        fault = _fault(row, shapes, num_actions)
         if fault:
             raise DemonstrationError(f"episode {number} {fault}: {remedy}")
 
@@ -177,7 +182,7 @@ def load_demos(path: str | os.PathLike[str]) -> Demonstrations:
     instructions, instruction_of = _index([instruction for _, instruction in texts])
     return Demonstrations(
         states=np.concatenate([row["observations"][:-1] for row in rows]).astype(np.float32),
-        actions=np.concatenate([np.clip(row["actions"], low, high) for row in rows]).astype(np.float32),
+        actions=_joined([row["actions"] for row in rows], num_actions, low, high),
         instruction_id=np.repeat(instruction_of, lengths),
         instructions=instructions,
         episode_id=np.repeat(np.arange(len(rows), dtype=np.int64), lengths),
@@ -186,6 +191,7 @@ def load_demos(path: str | os.PathLike[str]) -> Demonstrations:
         success=success,
         action_low=low.astype(np.float32),
         action_high=high.astype(np.float32),
+        num_actions=num_actions,
     )
 
 
@@ -196,25 +202,27 @@ def expert_table(
     action_noise: float = 0.0,
     seed: int = 0,
     max_episode_steps: int = 500,
+    env: str = "metaworld",
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """How often each scripted expert succeeds; one row per task, all 50 by default.
+    """How often each scripted expert succeeds; one row per task, all of the environment's by default.
 
     Args:
         tasks: short names, or None for all.
         episodes: per task.
-        action_noise, seed, max_episode_steps, progress: as in `record_demos`.
+        action_noise, seed, max_episode_steps, env, progress: as in `record_demos`.
 
     Returns:
         Rows with `task`, `episodes`, `success` (share of episodes with a success at any step),
         `success_at_end` (at the last step) and `return` (mean undiscounted sum of raw rewards).
     """
-    tasks = sorted(task_phrasings()) if tasks is None else check_tasks(tasks)
+    suite = suite_named(env)
+    tasks = suite.all_tasks() if tasks is None else suite.check_tasks(tasks)
     _at_least(1, episodes=episodes)
-    _at_least(0, action_noise=action_noise)
+    _check_noise(suite, action_noise)
     rows = []
     for task in tasks:
-        played = play_expert(
+        played = suite.play_expert(
             task,
             action_noise=action_noise,
             seed=seed,
@@ -251,6 +259,12 @@ def _at_least(lowest: int, **arguments: float) -> None:
             raise UnsupportedArgument(f"{name}={value}: give a finite number, {lowest} or more")
 
 
+def _check_noise(suite: Suite, action_noise: float) -> None:
+    _at_least(0, action_noise=action_noise)
+    if suite.discrete and action_noise:
+        raise UnsupportedArgument(f"action_noise={action_noise}: {suite.title}'s actions are discrete; leave it 0")
+
+
 def _check_free(path: Path, overwrite: bool) -> None:
     if not path.exists():
         return
@@ -271,16 +285,30 @@ def _install(folder: Path, path: Path, replaced: Path) -> None:
             replaced.rename(path)
 
 
-def _new_storage(minari: ModuleType, folder: Path, episode: Episode) -> Any:
-    from gymnasium.spaces import Box
+def _new_storage(minari: ModuleType, folder: Path, suite: Suite) -> Any:
+    from gymnasium.spaces import Box, Discrete
 
     folder.mkdir()
     return minari.dataset.minari_storage.MinariStorage.new(
         folder,
-        observation_space=Box(-np.inf, np.inf, episode.states.shape[1:], np.float32),
-        action_space=Box(-1.0, 1.0, episode.actions.shape[1:], np.float32),
+        observation_space=Box(-np.inf, np.inf, (suite.state_dim,), np.float32),
+        action_space=Discrete(suite.action_dim) if suite.discrete else Box(-1.0, 1.0, (suite.action_dim,), np.float32),
         data_format="hdf5",
     )
+
+
+def _bounds(space: Any) -> tuple[int | None, np.ndarray, np.ndarray]:
+    """Return the number of actions of a discrete space, None of a box, and the box's bounds, else empty."""
+    if hasattr(space, "n"):
+        return int(space.n), np.zeros(0, np.float32), np.zeros(0, np.float32)
+    return None, space.low, space.high
+
+
+def _joined(actions: list[np.ndarray], num_actions: int | None, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return all actions, [n] int64 where they are discrete, else [n, D] float32 inside the box."""
+    if num_actions is not None:
+        return np.concatenate(actions).astype(np.int64)
+    return np.concatenate([np.clip(rows, low, high) for rows in actions]).astype(np.float32)
 
 
 def _append(minari: ModuleType, storage: Any, task: str, episodes: list[Episode]) -> None:
@@ -288,16 +316,15 @@ def _append(minari: ModuleType, storage: Any, task: str, episodes: list[Episode]
     first = storage.total_episodes
     buffers, labels = [], []
     for episode in episodes:
-        ends = np.zeros(len(episode.rewards), bool)
-        truncations = ends.copy()
-        truncations[-1] = True
+        terminations, truncations = np.zeros((2, len(episode.rewards)), bool)
+        (terminations if episode.terminated else truncations)[-1] = True
         buffers.append(
             minari.data_collector.EpisodeBuffer(
                 seed=episode.env_seed,
                 observations=episode.states,
                 actions=episode.actions,
                 rewards=episode.rewards,
-                terminations=ends,
+                terminations=terminations,
                 truncations=truncations,
                 infos={"success": episode.success},
             )
@@ -316,19 +343,19 @@ def _append(minari: ModuleType, storage: Any, task: str, episodes: list[Episode]
     storage.update_episode_metadata(labels, range(first, first + len(episodes)))
 
 
-def _metadata(path: Path, tasks: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+def _metadata(path: Path, suite: Suite, tasks: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     """Minari's own fields, and under `lago` all that is needed to record the same dataset again."""
     name = re.sub(r"[^-\w]", "-", path.name)
     return {
         "dataset_id": name if re.fullmatch(r".+-v\d+", name) else f"{name}-v0",
         "minari_version": version("minari"),
-        "algorithm_name": "metaworld.policies (scripted experts)",
-        "description": "Scripted experts of Meta-World v3, goals visible, simulated by EnvPool.",
-        "lago": {"tasks": tasks, **settings, "versions": versions()},
+        "algorithm_name": suite.expert_name,
+        "description": suite.expert_description,
+        "lago": {"env": suite.name, "tasks": tasks, **settings, "versions": versions()},
     }
 
 
-def _fault(row: dict[str, Any], shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> str:
+def _fault(row: dict[str, Any], shapes: tuple[tuple[int, ...], tuple[int, ...]], num_actions: int | None) -> str:
     """What is wrong with an episode's arrays, in words; empty when nothing is."""
     states, actions = row["observations"], row["actions"]
     if not (isinstance(states, np.ndarray) and isinstance(actions, np.ndarray)):
@@ -341,7 +368,13 @@ def _fault(row: dict[str, Any], shapes: tuple[tuple[int, ...], tuple[int, ...]])
         )
     if not (np.isfinite(states).all() and np.isfinite(actions).all()):
         return "holds NaN or infinity"
+    if num_actions is not None and not (np.issubdtype(actions.dtype, np.integer) and _inside(actions, num_actions)):
+        return f"holds actions that are no integers from 0 to {num_actions - 1}"
     return ""
+
+
+def _inside(actions: np.ndarray, num_actions: int) -> bool:
+    return bool(((actions >= 0) & (actions < num_actions)).all())
 
 
 def _index(names: list[str]) -> tuple[list[str], np.ndarray]:

@@ -1,18 +1,19 @@
-"""Evaluation of anything that acts on Meta-World: success per task with Wilson's interval.
+"""Evaluation of anything that acts: success per task with Wilson's interval.
 
-Every episode runs to the same horizon, so that no outcome is over-represented among the first to finish.
+Every env plays whole episodes in rounds, one each, so that no outcome is over-represented among the first to finish.
 Test: pytest tests/test_evaluate.py
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lago_fast.envs.experts import make_expert
-from lago_fast.envs.metaworld import MetaworldArrayEnv
+from lago_fast.envs.suites import Script, suite_named
+from lago_fast.envs.vec_env import ArrayVecEnv
+from lago_fast.errors import UnsupportedArgument
 from lago_fast.presets import EnvSettings
 
 ENVS_PER_TASK = 25
@@ -24,10 +25,11 @@ class View(NamedTuple):
 
     observation: np.ndarray  # [N, O], as policies see it
     state: np.ndarray  # [N, S], raw
-    instruction_id: np.ndarray  # [N]
+    instruction_id: np.ndarray  # [N], of the env that is played
+    env: ArrayVecEnv  # for scripts that look ahead with the simulator
 
 
-Act = Callable[[View], np.ndarray]  # -> actions [N, D]
+Act = Callable[[View], np.ndarray]  # -> actions [N, D], or [N] where they are discrete
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,20 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return (centre - half if successes else 0.0), (centre + half if successes < n else 1.0)
 
 
+def weighted_mean(parts: Sequence[tuple[TaskResult, float]]) -> tuple[float, tuple[float, float]]:
+    """Return the sum of success rates times weights, and its 95 % interval from Wilson's of each rate.
+
+    The intervals are combined as by Zou and Donner (Statistics in Medicine 27, 2008): of one rate it is Wilson's.
+    """
+    mean = below = above = 0.0
+    for result, weight in parts:
+        rate, (low, high) = result.successes / result.episodes, wilson(result.successes, result.episodes)
+        mean += weight * rate
+        below += (weight * (rate - low)) ** 2
+        above += (weight * (high - rate)) ** 2
+    return mean, (mean - math.sqrt(below), mean + math.sqrt(above))
+
+
 def pool(results: list[TaskResult]) -> TaskResult:
     """Return the results of several seeds or tasks as one, episodes added up."""
     episodes = sum(r.episodes for r in results)
@@ -82,26 +98,19 @@ def evaluate(
     seed: int,
     instruction_table: np.ndarray | None = None,
 ) -> dict[str, TaskResult]:
-    """Play whole episodes on each task and count successes.
+    """Play whole episodes on each task that is evaluated and count successes.
 
     Args:
-        act: maps what is seen to actions [N, D].
+        act: maps what is seen to actions.
         settings: tasks and horizon.
         episodes_per_task: how many.
         seed: of the simulators; keep it apart from the seeds of training.
-        instruction_table: [M, Z], as in training.
+        instruction_table: [M, Z], a row per wording of `known_tasks(settings)`.
     """
-    per_task = min(ENVS_PER_TASK, episodes_per_task)
-    rounds = math.ceil(episodes_per_task / per_task)
-    env = MetaworldArrayEnv(
-        settings.tasks,
-        per_task * len(settings.tasks),
-        seed=seed,
-        max_episode_steps=settings.max_episode_steps,
-        instruction_table=instruction_table,
-    )
+    env = make_evaluation_env(settings, episodes_per_task, seed, instruction_table)
+    rounds = math.ceil(episodes_per_task * len(env.tasks) / env.num_envs)
     try:
-        episodes = [_play_round(env, act) for _ in range(rounds)]  # [rounds] of three [N] arrays
+        episodes = [play_round(env, act, settings.max_episode_steps) for _ in range(rounds)]  # three [N] arrays each
     finally:
         env.close()
     results = {}
@@ -114,37 +123,87 @@ def evaluate(
     return results
 
 
-def _play_round(env: MetaworldArrayEnv, act: Act) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def make_evaluation_env(
+    settings: EnvSettings, episodes_per_task: int, seed: int, instruction_table: np.ndarray | None = None
+) -> ArrayVecEnv:
+    """Return the env of the tasks that are evaluated, at most ENVS_PER_TASK of each."""
+    tasks, suite = evaluated_tasks(settings), suite_named(settings.env)
+    return suite.make(
+        tasks,
+        min(ENVS_PER_TASK, episodes_per_task) * len(tasks),
+        seed=seed,
+        max_episode_steps=settings.max_episode_steps,
+        instruction_table=rows_for(settings, suite.instructions(tasks), instruction_table),
+    )
+
+
+def evaluated_tasks(settings: EnvSettings) -> tuple[str, ...]:
+    """Return the tasks that are evaluated: those named for it, else those of training."""
+    return settings.eval_tasks or settings.tasks
+
+
+def known_tasks(settings: EnvSettings) -> tuple[str, ...]:
+    """Return the tasks whose words are known: those of training, then the others that are evaluated."""
+    return tuple(dict.fromkeys((*settings.tasks, *settings.eval_tasks)))
+
+
+def rows_for(settings: EnvSettings, texts: Sequence[str], table: np.ndarray | None) -> np.ndarray | None:
+    """Return the rows [len(texts), r] of some wordings, out of a table with a row for each that the settings know.
+
+    Raises:
+        UnsupportedArgument: a wording that the table does not have.
+    """
+    if table is None:
+        return None
+    row = {text: i for i, text in enumerate(suite_named(settings.env).texts(known_tasks(settings)))}
+    unknown = [text for text in texts if text not in row]
+    if unknown:
+        raise UnsupportedArgument(
+            f"tasks: what the policy sees of {unknown[0]!r} and {len(unknown) - 1} other wordings was never computed; "
+            "name their tasks as --eval-tasks when it is trained"
+        )
+    return table[[row[text] for text in texts]]
+
+
+def play_round(env: ArrayVecEnv, act: Act, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Play one episode in every env; return success at any step, success at the end, and the return, [N] each."""
     observation, instruction_id = env.reset()
-    success = np.zeros(env.num_envs, dtype=bool)
+    success, at_end, over = np.zeros((3, env.num_envs), dtype=bool)
     total = np.zeros(env.num_envs)
-    for _ in range(env.max_episode_steps):
-        step = env.step(act(View(observation, observation[:, : env.state_dim], instruction_id)))
-        success |= step.success
-        total += step.raw_reward
+    for _ in range(steps):
+        step = env.step(act(View(observation, observation[:, : env.state_dim], instruction_id, env)))
+        success |= step.success & ~over
+        at_end = np.where(over, at_end, step.success)
+        total += np.where(over, 0.0, step.raw_reward)
+        over |= step.terminated | step.truncated
+        if over.all():
+            break
         observation, instruction_id = step.observation, step.instruction_id
-    return success, step.success, total
+    return success, at_end, total
 
 
-def expert_actor(settings: EnvSettings, episodes_per_task: int) -> Act:
-    """Return the scripted experts as one actor over the envs that `evaluate` makes."""
-    experts = [make_expert(task) for task in settings.tasks]
-    per_task = min(ENVS_PER_TASK, episodes_per_task)
+def script_actors(settings: EnvSettings) -> dict[str, Act]:
+    """Return the environment's scripts as actors over the envs that `evaluate` makes, by name."""
 
-    def act(view: View) -> np.ndarray:
-        return np.concatenate(
-            [e(s) for e, s in zip(experts, view.state.reshape(-1, per_task, view.state.shape[1]), strict=True)]
-        )
+    def actor(script: Script) -> Act:
+        return lambda view: script(view.env, view.state)
 
-    return act
+    scripts = suite_named(settings.env).scripts(evaluated_tasks(settings))
+    return {name: actor(script) for name, script in scripts.items()}
 
 
-def random_actor(action_dim: int, seed: int) -> Act:
-    """Return an actor that draws uniformly from the box [-1, 1]^D."""
+def random_actor(action_dim: int, seed: int, *, discrete: bool = False) -> Act:
+    """Return an actor that draws uniformly from the box [-1, 1]^D, or among D discrete actions."""
     rng = np.random.default_rng(seed)
 
     def act(view: View) -> np.ndarray:
+        if discrete:
+            return rng.integers(action_dim, size=len(view.state))
         return rng.uniform(-1, 1, size=(len(view.state), action_dim)).astype(np.float32)
 
     return act
+
+
+def draw_actions(log_probs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return one action [N] per row of log-probabilities [N, A], drawn from them (the Gumbel-max trick)."""
+    return (log_probs + rng.gumbel(size=log_probs.shape)).argmax(axis=1)

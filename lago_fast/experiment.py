@@ -17,7 +17,8 @@ from lago_fast import evaluate as evaluation
 from lago_fast import runs as run_folders
 from lago_fast import stage_one, throughput
 from lago_fast.demos import load_demos
-from lago_fast.evaluate import TaskResult
+from lago_fast.envs.suites import suite_named
+from lago_fast.evaluate import TaskResult, evaluated_tasks
 from lago_fast.plots import draw_curves
 from lago_fast.presets import Experiment
 from lago_fast.priors.amortised import AmortisedPrior
@@ -70,15 +71,20 @@ def compare(
     """
     started = time.perf_counter()
     folder = run_folders.open_run(out, experiment, overwrite=overwrite)
+    cpu_started = time.process_time()
     stage = _stage_one(experiment, folder, overwrite, report)
+    of_stage_one = {
+        "stage_one_wall_s": time.perf_counter() - started,
+        "stage_one_cpu_s": time.process_time() - cpu_started,
+    }
     references: dict[str, dict[str, list[TaskResult]]] = {}
     for arm, act in _reference_actors(experiment, stage).items():
         report(f"evaluating {arm}")
         per_seed = [_evaluate(act, experiment, seed, None) for seed in experiment.seeds]
-        references[arm] = {task: [results[task] for results in per_seed] for task in experiment.env.tasks}
-    rates: dict[str, Any] = {}
+        references[arm] = {task: [results[task] for results in per_seed] for task in evaluated_tasks(experiment.env)}
+    rates: dict[str, Any] = dict(of_stage_one)
     if experiment.measure_baselines:
-        rates = throughput.measure(experiment, stage, _student(experiment, stage, folder), report)
+        rates |= throughput.measure(experiment, stage, _student(experiment, stage, folder), report)
 
     # a report after every run: one that is stopped keeps what was finished
     runs: dict[str, list[Outcome]] = {}
@@ -88,7 +94,7 @@ def compare(
         elapsed = time.perf_counter() - started
         summary = make_report(experiment, references, runs, stage.prior.metrics, rates, elapsed)
         run_folders.write_json(folder / run_folders.REPORT, summary)
-        prior_lines = {task: summary["tasks"][task]["prior"]["success"] for task in experiment.env.tasks}
+        prior_lines = {task: arms["prior"]["success"] for task, arms in summary["tasks"].items()}
         draw_curves(curves_of(experiment, runs), folder / run_folders.FIGURE, prior=prior_lines)
     return summary
 
@@ -157,7 +163,8 @@ def run_job(job: Job, progress: Progress | None = None) -> Outcome:
         progress=None if progress is None else lambda done, total: progress(name, done, total),
     )
     run_folders.note(folder, implementations=result.model.impls)
-    tasks = _evaluate(policy_actor(result.model), job.experiment, job.seed, table)
+    act = policy_actor(result.model, sample=job.experiment.env.sample_actions, seed=EVAL_SEED + job.seed)
+    tasks = _evaluate(act, job.experiment, job.seed, table)
     return Outcome(
         job.arm,
         job.seed,
@@ -167,6 +174,7 @@ def run_job(job: Job, progress: Progress | None = None) -> Outcome:
         result.audit_kl_nats,
         result.model.impls,
         tasks,
+        result.cpu_s,
     )
 
 
@@ -191,15 +199,17 @@ def _demonstrations(job: Job, table: np.ndarray | None) -> tuple[np.ndarray, np.
     if job.arm != "bc_ppo":
         return None
     demos = load_demos(job.folder / "demos")
-    ids = stage_one.paraphrase(demos, stage_one.instructions_of(job.experiment), job.seed)
+    suite = suite_named(job.experiment.env.env)
+    ids = stage_one.paraphrase(demos, stage_one.instructions_of(job.experiment), job.seed, suite=suite)
     return observations(demos.states, ids, table), demos.actions
 
 
 def _reference_actors(experiment: Experiment, stage: stage_one.StageOne) -> dict[str, evaluation.Act]:
+    suite = suite_named(experiment.env.env)
     return {
-        "random": evaluation.random_actor(stage.demos.actions.shape[1], seed=EVAL_SEED),
-        "expert": evaluation.expert_actor(experiment.env, experiment.eval_episodes),
-        "prior": prior_actor(stage.prior),
+        "random": evaluation.random_actor(suite.action_dim, seed=EVAL_SEED, discrete=suite.discrete),
+        **evaluation.script_actors(experiment.env),
+        "prior": prior_actor(stage.prior, sample=experiment.env.sample_actions, seed=EVAL_SEED),
     }
 
 

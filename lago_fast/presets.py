@@ -1,10 +1,12 @@
-"""Settings of an experiment on Meta-World, as data; each value with its reason in `LOG.md` or its source here.
+"""Settings of an experiment, as data; each value with its reason in `LOG.md` or its source here.
 
 Every arm of a comparison reads the same settings; `kl_*` and `prior_*` touch the guided arms alone.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from lago_fast.errors import UnsupportedArgument
 
 # From Meta-World's MT10: one that plain PPO does not solve in this budget, one that it does, and one with a free
 # object, on which a cloned prior is weak
@@ -18,10 +20,14 @@ STUDENT = {"hidden": 384, "refresh_kl": 0.06, "refresh_steps": 20}
 class EnvSettings:
     """The vector env that all arms see."""
 
-    tasks: tuple[str, ...] = TASKS  # names such as drawer-open push; Meta-World v3 has 50
+    env: Literal["metaworld", "clevr-robot"] = "metaworld"  # the environment
+    tasks: tuple[str, ...] = TASKS  # names such as drawer-open push; Meta-World v3 has 50, CLEVR-Robot 7 families
+    eval_tasks: tuple[str, ...] = ()  # tasks that are evaluated, whose words are known too; none: those of --tasks
+    sample_actions: bool = False  # evaluate policies and priors by drawing their actions, not by the likeliest
     num_envs: int = 48  # simulators side by side, in all; a multiple of the number of tasks
     max_episode_steps: int = 200  # steps per episode; Meta-World's own limit is 500, KALM's Meta-World data use 100
     gamma: float = 0.99  # discount factor, also of the running return that scales rewards
+    explained_variance: float = 1.0  # share of the wordings' variance that the policy's view of them keeps
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class DemoSettings:
 
     episodes_per_task: int = 3  # demonstrated episodes of each task
     action_noise: float = 0.0  # standard deviation of noise on the expert's actions, which lie in -1..1
+    success_only: bool = False  # keep only episodes in which the task was solved
+    num_envs_per_task: int = 10  # simulators that are played side by side
     seed: int = 1000  # decides start positions, goals, wording and noise of the demonstrations
 
 
@@ -45,6 +53,7 @@ class PriorSettings:
     patience: int = 40  # passes without a better held-out result before the fit stops
     input_noise: float = 0.0  # noise on the states while fitting, in standard deviations
     layers: int | None = 2  # first layers of the language model that are used; None: all
+    head_hidden: int | None = None  # width of a hidden layer between the language model and the action; None: no such
     loss: Literal["nll", "mse"] = "mse"  # mse fits the mean alone, nll the standard deviation too
     std: Literal["state_independent", "state_dependent", "fixed"] = "fixed"  # fixed at the floor, or fitted
     std_floor: float = 0.2  # smallest standard deviation that the prior answers with
@@ -90,6 +99,39 @@ class Experiment:
     measure_baselines: bool = True  # time bare stepping, SB3 on Python Meta-World, and SB3 on the SB3 lane too
 
 
+# CLEVR-Robot: trained on the real goals and wordings, evaluated on every split
+CLEVR_FAMILIES = ("real", "rephrase", "easy", "two-goals", "three-goals", "line", "gather")
+CLEVR = Experiment(
+    arms=("ppo", "lago", "bc_ppo"),
+    seeds=(0, 1, 2),
+    eval_episodes=100,  # 300 of each family over the seeds
+    env=EnvSettings(
+        env="clevr-robot",
+        tasks=("real",),
+        eval_tasks=CLEVR_FAMILIES,
+        # a clone of the expert that always takes its likeliest push gets stuck: the same push against a wall again
+        sample_actions=True,
+        num_envs=64,
+        max_episode_steps=50,
+        # of 381 directions 29: with more of them, what is learnt of the real wordings carries over to fewer others
+        explained_variance=0.98,
+    ),
+    demos=DemoSettings(episodes_per_task=8000, success_only=True, num_envs_per_task=100),
+    prior=PriorSettings(
+        epochs=6,
+        batch_size=256,
+        loss="nll",
+        head_hidden=256,
+        rollout_noise=(0.0, 0.3),
+        noisy_copies=1,
+        student_epochs=20,
+    ),
+    train=TrainSettings(
+        steps_per_task=1_500_000, n_steps=32, batch_size=512, n_epochs=4, learning_rate=1e-3, net_arch=(256, 256)
+    ),
+    measure_baselines=False,
+)
+
 PRESETS = {
     # minutes on two cores
     "demo": Experiment(),
@@ -99,4 +141,25 @@ PRESETS = {
         seeds=(0, 1, 2),
         train=TrainSettings(steps_per_task=500_000, kl_coef_until=0.2),
     ),
+    # LaGO's discrete benchmark at the paper's budget
+    "clevr": CLEVR,
+    # the same, all arms trained on the goals of every split
+    "clevr-all": replace(
+        CLEVR,
+        env=replace(CLEVR.env, tasks=CLEVR_FAMILIES, num_envs=70),
+        train=replace(CLEVR.train, steps_per_task=1_500_000 // len(CLEVR_FAMILIES)),
+    ),
 }
+# what `lago demos`, `fit-prior` and `train` start from
+STARTS = {"metaworld": PRESETS["demo"], "clevr-robot": PRESETS["clevr"]}
+
+
+def start_of(env: str) -> Experiment:
+    """Return what commands start from in an environment.
+
+    Raises:
+        UnsupportedArgument: no such environment.
+    """
+    if env not in STARTS:
+        raise UnsupportedArgument(f"env: {env!r} is unknown; choose one of {', '.join(STARTS)}")
+    return STARTS[env]

@@ -4,6 +4,7 @@ Test: pytest tests/test_report.py
 """
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 
 from lago_fast import evaluate as evaluation
-from lago_fast.evaluate import TaskResult
+from lago_fast.envs.suites import Suite, suite_named
+from lago_fast.evaluate import TaskResult, evaluated_tasks
 from lago_fast.presets import Experiment
 
 
@@ -27,6 +29,7 @@ class Outcome(NamedTuple):
     audit_kl_nats: float | None
     implementations: dict[str, str]
     tasks: dict[str, TaskResult]  # evaluated after training
+    cpu_s: float = 0.0  # of training, of all cores
 
 
 def make_report(
@@ -47,13 +50,14 @@ def make_report(
         rates: what `throughput.measure` returned, or nothing.
         wall_s: of everything.
     """
+    suite = suite_named(experiment.env.env)
     results = {**references, **{arm: _by_task(trained) for arm, trained in runs.items()}}
-    tasks: dict[str, dict[str, Any]] = {task: {} for task in experiment.env.tasks}
+    tasks: dict[str, dict[str, Any]] = {task: {} for task in evaluated_tasks(experiment.env)}
     arms: dict[str, dict[str, Any]] = {}
     for arm, per_task in results.items():
         trained = runs.get(arm, [])
         for task, seeds in per_task.items():
-            steps = [run.curve["steps_to_90"][task] for run in trained]
+            steps = [run.curve["steps_to_90"].get(task) for run in trained]
             tasks[task][arm] = {**evaluation.pool(seeds).summary(), "steps_to_90": _mean_steps(steps)}
         everything = evaluation.pool([r for seeds in per_task.values() for r in seeds])
         wall, env_steps = sum(r.wall_s for r in trained), sum(r.env_steps for r in trained)
@@ -61,13 +65,15 @@ def make_report(
             **everything.summary(),
             "env_steps": env_steps,
             "env_steps_per_s": env_steps / wall if wall else None,
-            "steps_to_90": _mean_steps([tasks[task][arm]["steps_to_90"] for task in per_task]),
+            "steps_to_90": _mean_steps([tasks[task][arm]["steps_to_90"] for task in experiment.env.tasks]),
             "wall_s": wall,
+            "core_hours": sum(r.cpu_s for r in trained) / 3600 if trained else None,
         }
     audits = [run.audit_kl_nats for run in runs.get("lago", []) if run.audit_kl_nats is not None]
     return {
         "arms": arms,
         "tasks": tasks,
+        **splits_of(suite, results, tuple(tasks)),
         "complete": all(len(runs.get(arm, [])) == len(experiment.seeds) for arm in experiment.arms),
         "per_seed": {
             arm: [
@@ -78,6 +84,8 @@ def make_report(
                     "audit_kl_nats": run.audit_kl_nats,
                     "env_steps": run.env_steps,
                     "wall_s": run.wall_s,
+                    "cpu_s": run.cpu_s,
+                    **_mean_of_one(suite, run, tuple(tasks)),
                 }
                 for run in trained
             ]
@@ -93,6 +101,7 @@ def make_report(
         "prior_metrics": prior_metrics,
         "audit_kl_nats": float(np.mean(audits)) if audits else None,
         "warm_start": False,
+        **suite.about(),
         **rates,
         "implementations": next((r.implementations for seeds in runs.values() for r in seeds), {}),
         "torch_threads": torch.get_num_threads(),
@@ -101,13 +110,58 @@ def make_report(
     }
 
 
+def splits_of(suite: Suite, results: dict[str, dict[str, list[TaskResult]]], tasks: tuple[str, ...]) -> dict[str, Any]:
+    """Return per split and over the splits every arm's mean success with its interval; nothing without splits.
+
+    A split's figure is the mean of its tasks' and the mean is that of the splits': each task weighs alike in its
+    split, each split alike in the mean. The intervals are of the episodes; they say nothing of the seeds.
+
+    Args:
+        suite: with its splits.
+        results: arm -> task -> one result per seed.
+        tasks: that were evaluated.
+    """
+    parts = {name: members for name, members in suite.splits.items() if set(members) <= set(tasks)}
+    if not parts:
+        return {}
+    pooled = {arm: {task: evaluation.pool(seeds) for task, seeds in per.items()} for arm, per in results.items()}
+    shares = {
+        **{name: dict.fromkeys(members, 1 / len(members)) for name, members in parts.items()},
+        "mean": {task: 1 / (len(parts) * len(members)) for members in parts.values() for task in members},
+    }
+    found: dict[str, Any] = {
+        name: {arm: _summed(per_task, weights) for arm, per_task in pooled.items()} for name, weights in shares.items()
+    }
+    gap = None
+    if {"ppo", "lago"} <= pooled.keys():
+        (lago, *of_lago), (ppo, *of_ppo) = (
+            evaluation.weighted_mean([(pooled[arm][task], w) for task, w in shares["mean"].items()])
+            for arm in ("lago", "ppo")
+        )
+        (low, high), (ppo_low, ppo_high) = of_lago[0], of_ppo[0]
+        below, above = math.hypot(lago - low, ppo_high - ppo), math.hypot(high - lago, ppo - ppo_low)
+        gap = {"mean": lago - ppo, "ci95": [lago - ppo - below, lago - ppo + above]}
+    return {"splits": found, "lago_minus_ppo": gap, "published": dict(suite.published)}
+
+
+def _summed(per_task: dict[str, TaskResult], weights: dict[str, float]) -> dict[str, Any]:
+    success, interval = evaluation.weighted_mean([(per_task[task], weight) for task, weight in weights.items()])
+    episodes = sum(per_task[task].episodes for task in weights)
+    return {"success": success, "success_ci95": list(interval), "episodes": episodes}
+
+
+def _mean_of_one(suite: Suite, run: Outcome, tasks: tuple[str, ...]) -> dict[str, Any]:
+    splits = splits_of(suite, {run.arm: {task: [result] for task, result in run.tasks.items()}}, tasks)
+    return {"mean": splits["splits"]["mean"][run.arm]["success"]} if splits else {}
+
+
 def _mean_steps(steps: list[Any]) -> float | None:
     """Return the mean, None when any of them never got there: a mean over the lucky ones would mislead."""
     return None if not steps or any(s is None for s in steps) else float(np.mean(steps))
 
 
 def sample_efficiency(runs: dict[str, list[Outcome]]) -> dict[str, Any]:
-    """Return per task how many env steps PPO and LaGO took to 90 % of PPO's best training success.
+    """Return per task how many env steps PPO and LaGO took to 90 % of PPO's best training success, and to its last.
 
     Curves are means over seeds. A task on which PPO's best is below 5 % has no meaningful threshold and is left out
     of the mean ratio.
@@ -122,7 +176,17 @@ def sample_efficiency(runs: dict[str, list[Outcome]]) -> dict[str, Any]:
             "lago": _first(lago_steps, lago_success, 0.9 * best),
         }
         ratio = reached["lago"] / reached["ppo"] if best >= 0.05 and reached["lago"] and reached["ppo"] else None
-        tasks[task] = {"ppo_best_success": best, "steps": reached, "lago_over_ppo": ratio}
+        last = float(ppo_success[-1])
+        tasks[task] = {
+            "ppo_best_success": best,
+            "steps": reached,
+            "lago_over_ppo": ratio,
+            "ppo_final_success": last,
+            "steps_to_ppo_final": {
+                "ppo": _first(ppo_steps, ppo_success, last),
+                "lago": _first(lago_steps, lago_success, last),
+            },
+        }
     ratios = [t["lago_over_ppo"] for t in tasks.values() if t["ppo_best_success"] >= 0.05]
     complete = ratios and all(r is not None for r in ratios)
     return {"tasks": tasks, "mean_lago_over_ppo": float(np.mean(ratios)) if complete else None}

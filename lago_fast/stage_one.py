@@ -3,7 +3,7 @@
 Test: pytest tests/test_experiment.py
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +11,12 @@ import numpy as np
 import torch
 
 from lago_fast.demos import Demonstrations, load_demos, record_demos
-from lago_fast.envs.metaworld import MetaworldArrayEnv, task_phrasings
-from lago_fast.presets import Experiment
+from lago_fast.envs.suites import Suite, suite_named
+from lago_fast.errors import DemonstrationError
+from lago_fast.evaluate import draw_actions, known_tasks
+from lago_fast.presets import EnvSettings, Experiment
 from lago_fast.priors.amortised import AmortisedPrior, StudentConfig
+from lago_fast.priors.base import PriorOutput, match_instructions
 from lago_fast.priors.finetune import fit_prior
 from lago_fast.priors.latent_action import LatentActionPrior
 
@@ -28,37 +31,79 @@ class StageOne(NamedTuple):
     table: np.ndarray | None  # [M, r] float32, what policies see of the instructions; None with one task
 
 
-def compact_table(latents: np.ndarray) -> np.ndarray:
+def compact_table(latents: np.ndarray, *, fitted: int | None = None, explained: float = 1.0) -> np.ndarray:
     """Return instruction latents [M, Z] rotated into the few dimensions that they span, [M, r], r < M.
 
     Distances between instructions are kept up to one factor that gives the rows a mean length of 1, so that a policy
     network reads r numbers where it would read Z with the same information.
+
+    Args:
+        latents: one row per wording.
+        fitted: centre, rotation and factor are those of so many first rows, the wordings of training; None: of all.
+        explained: share of their variance that is kept, by the largest principal directions.
     """
-    centred = latents - latents.mean(axis=0)
-    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
+    first = latents[:fitted]
+    centre = first.mean(axis=0)
+    left, singular, right = np.linalg.svd(first - centre, full_matrices=False)
     kept = singular > 1e-4 * max(singular[0], 1e-12)
+    if explained < 1:
+        share = np.cumsum(singular**2) / (singular**2).sum()
+        kept &= np.concatenate([[0.0], share[:-1]]) < explained
     rows = left[:, kept] * singular[kept]
-    return (rows / np.linalg.norm(rows, axis=1).mean()).astype(np.float32)
+    others = (latents[len(rows) :] - centre) @ right[kept].T
+    return (np.concatenate([rows, others]) / np.linalg.norm(rows, axis=1).mean()).astype(np.float32)
 
 
 def instructions_of(experiment: Experiment) -> list[str]:
-    """Return every wording of the experiment's tasks, in the order of the env's instruction ids."""
-    return [text for task in experiment.env.tasks for text in task_phrasings()[task]]
+    """Return every wording of the tasks that are trained or evaluated, those of training first."""
+    return suite_named(experiment.env.env).texts(known_tasks(experiment.env))
 
 
-def paraphrase(demos: Demonstrations, instructions: list[str], seed: int) -> np.ndarray:
-    """Return for each demonstrated row an instruction id [n], drawn among the phrasings of its task.
+def policy_table(latents: np.ndarray, settings: EnvSettings) -> np.ndarray | None:
+    """Return what policies see of the instructions, [M, r], rows as in `instructions_of`; None where there is one goal.
 
-    The demonstration of a task is one whatever the words were, and the prior is to answer to all of them.
+    The rotation is that of the wordings of training: others are put into the space that these span.
+    """
+    suite = suite_named(settings.env)
+    if not suite.speaks(settings.tasks):
+        return None
+    return compact_table(latents, fitted=len(suite.texts(settings.tasks)), explained=settings.explained_variance)
+
+
+def paraphrase(demos: Demonstrations, instructions: list[str], seed: int, *, suite: Suite | None = None) -> np.ndarray:
+    """Return for each demonstrated row an instruction id [n], drawn among the wordings of its goal.
+
+    The demonstration of a goal is one whatever the words were, and the prior is to answer to all of them.
+
+    Args:
+        demos: whose rows.
+        instructions: what an id counts; every wording of the demonstrated goals is among them.
+        seed: of the draw.
+        suite: whose tasks these are; Meta-World's by default.
     """
     rng = np.random.default_rng(seed)
-    phrasings = task_phrasings()
+    suite = suite or suite_named(EnvSettings.env)
+    index = {text: i for i, text in enumerate(instructions)}
     ids = np.zeros(len(demos.states), dtype=np.int64)
     for k, task in enumerate(demos.tasks):
-        choices = [instructions.index(text) for text in phrasings[task]]
-        rows = demos.task_id == k
-        ids[rows] = rng.choice(choices, size=int(rows.sum()))
+        rows = np.flatnonzero(demos.task_id == k)
+        for goal, mine in _by_goal(demos, suite.goals(task), rows):
+            ids[mine] = rng.choice([index[text] for text in goal], size=len(mine))
     return ids
+
+
+def _by_goal(demos: Demonstrations, goals: list[list[str]], rows: np.ndarray) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Yield (wordings of a goal, those of a task's rows in which it was demonstrated)."""
+    if len(goals) == 1:
+        yield goals[0], rows
+        return
+    goal_of = {text: g for g, goal in enumerate(goals) for text in goal}
+    strange = [text for text in demos.instructions if text not in goal_of]
+    goal_id = np.array([goal_of.get(text, -1) for text in demos.instructions])[demos.instruction_id[rows]]
+    if (goal_id < 0).any():
+        raise DemonstrationError(f"demos: {strange[0]!r} is no wording that is known; record them with `lago demos`")
+    for g in np.unique(goal_id):
+        yield goals[g], rows[goal_id == g]
 
 
 def record(experiment: Experiment, path: Path, *, overwrite: bool = False) -> Demonstrations:
@@ -70,7 +115,10 @@ def record(experiment: Experiment, path: Path, *, overwrite: bool = False) -> De
         action_noise=experiment.demos.action_noise,
         seed=experiment.demos.seed,
         max_episode_steps=experiment.env.max_episode_steps,
+        success_only=experiment.demos.success_only,
+        num_envs_per_task=experiment.demos.num_envs_per_task,
         overwrite=overwrite,
+        env=experiment.env.env,
     )
     return load_demos(path)
 
@@ -90,10 +138,11 @@ def fit(
     prior = fit_prior(
         demos.states,
         demos.actions,
-        paraphrase(demos, instructions, settings.seed),
+        paraphrase(demos, instructions, settings.seed, suite=suite_named(experiment.env.env)),
         demos.episode_id,
         instructions,
         task_id=demos.task_id,
+        num_actions=demos.num_actions,
         backbone=settings.backbone,
         random_init=random_init or settings.random_init,
         loss=settings.loss,
@@ -106,11 +155,12 @@ def fit(
         patience=settings.patience,
         input_noise=settings.input_noise,
         layers=settings.layers,
+        head_hidden=settings.head_hidden,
         seed=settings.seed,
         progress=progress,
     )
     prior.save(folder, overwrite=overwrite)
-    table = compact_table(prior.instruction_table().numpy()) if len(experiment.env.tasks) > 1 else None
+    table = policy_table(prior.instruction_table().numpy(), experiment.env)
     return StageOne(demos, prior, instructions, table)
 
 
@@ -124,7 +174,8 @@ def amortise(stage: StageOne, experiment: Experiment, seed: int) -> AmortisedPri
     settings = experiment.prior
     student = AmortisedPrior(stage.prior, StudentConfig(**settings.student))
     states = torch.from_numpy(stage.demos.states)
-    ids = torch.from_numpy(paraphrase(stage.demos, stage.instructions, seed))
+    suite = suite_named(experiment.env.env)
+    ids = torch.from_numpy(paraphrase(stage.demos, stage.instructions, seed, suite=suite))
     # whole episodes are held out, played ones too
     episodes = torch.from_numpy(stage.demos.episode_id)
     epochs, copies = settings.student_epochs, settings.noisy_copies
@@ -141,29 +192,38 @@ def amortise(stage: StageOne, experiment: Experiment, seed: int) -> AmortisedPri
 def _rollout_states(
     student: AmortisedPrior, experiment: Experiment, noise: float, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Play one episode in every env with the student's mean plus noise; return states, instruction ids and envs."""
+    """Play one episode's steps in every env with the student plus noise; return states, instruction ids and envs."""
     settings = experiment.env
     rng = np.random.default_rng(seed)
-    env = MetaworldArrayEnv(
+    env = suite_named(settings.env).make(
         settings.tasks,
         settings.num_envs,
         seed=ROLLOUT_SEED + seed,
         max_episode_steps=settings.max_episode_steps,
     )
+    known = match_instructions(student, env.instructions).numpy()
     states, ids = [], []
     try:
         observation, instruction_id = env.reset()
         for _ in range(settings.max_episode_steps):
-            state, which = torch.from_numpy(observation), torch.from_numpy(instruction_id)
+            state, which = torch.from_numpy(observation), torch.from_numpy(known[instruction_id])
             with torch.no_grad():
-                mean = student.exact.bounded(student(state, which)).mean
-            assert mean is not None
+                answer = student.exact.bounded(student(state, which))
             states.append(state)
             ids.append(which)
-            step = env.step(mean.numpy() + noise * rng.standard_normal(mean.shape))
+            step = env.step(_noisy(answer, noise, rng))
             observation, instruction_id = step.observation, step.instruction_id
     finally:
         env.close()
     # every other step: neighbours say nearly the same
     kept = states[::2]
     return torch.cat(kept), torch.cat(ids[::2]), torch.arange(settings.num_envs).repeat(len(kept))
+
+
+def _noisy(answer: PriorOutput, noise: float, rng: np.random.Generator) -> np.ndarray:
+    """Return the mean with Gaussian noise of that std, or a drawn action, replaced by any with that probability."""
+    if answer.mean is not None:
+        return answer.mean.numpy() + noise * rng.standard_normal(answer.mean.shape)
+    assert answer.log_probs is not None
+    drawn = draw_actions(answer.log_probs.numpy(), rng)
+    return np.where(rng.random(len(drawn)) < noise, rng.integers(answer.log_probs.shape[1], size=len(drawn)), drawn)

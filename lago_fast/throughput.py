@@ -17,6 +17,8 @@ from lago_fast import stage_one
 from lago_fast.algorithms.fast_kl_ppo import FastKLPPO
 from lago_fast.envs.metaworld import ACTION_DIM, task_phrasings
 from lago_fast.envs.official import official_makers
+from lago_fast.envs.suites import suite_named
+from lago_fast.evaluate import View, random_actor
 from lago_fast.presets import Experiment
 from lago_fast.priors.base import ActionPrior
 from lago_fast.training import kl_schedule, make_env, ppo_settings
@@ -31,7 +33,7 @@ def measure(
     """Return median env steps/s per arm over ROUNDS interleaved windows of one rollout each.
 
     Python Meta-World is an order slower: each of its two vector envs is timed in one window, after a warm-up of
-    a few steps, and the faster one is reported.
+    a few steps, and the faster one is reported. Other environments have no such counterpart.
 
     Args:
         experiment: settings.
@@ -39,20 +41,21 @@ def measure(
         student: its amortised prior.
         report: called with a line per stage.
     """
+    suite = suite_named(experiment.env.env)
     report("measuring env steps/s")
     with (
         _raw(experiment) as raw,
         _ours(experiment, stage, None) as ppo,
         _ours(experiment, stage, student) as amortised,
         _ours(experiment, stage, stage.prior) as exact,
-        _sb3_on_envpool(experiment, stage) as sb3,
+        _sb3_on_our_lane(experiment, stage) as sb3,
     ):
         arms: dict[str, Arm] = {
             "raw": raw,
             "ppo": ppo,
             "lago_amortised": amortised,
             "lago_exact": exact,
-            "sb3_envpool": sb3,
+            f"sb3_{suite.simulator}": sb3,
         }
         windows: dict[str, list[float]] = {name: [] for name in arms}
         for arm in arms.values():
@@ -61,15 +64,13 @@ def measure(
             for name, arm in arms.items():
                 steps, seconds = arm()
                 windows[name].append(steps / seconds)
-    rates = {name: float(np.median(values)) for name, values in windows.items()}
-    report("measuring stable-baselines3 on Python Meta-World")
+    found: dict[str, Any] = {f"{name}_env_steps_per_s": float(np.median(values)) for name, values in windows.items()}
+    if not suite.has_python_version:
+        return {**found, "throughput_windows": windows}
+    report(f"measuring stable-baselines3 on Python {suite.title}")
     python = {kind.__name__: _sb3_on_python(experiment, stage, kind) for kind in (DummyVecEnv, SubprocVecEnv)}
     return {
-        "raw_env_steps_per_s": rates["raw"],
-        "ppo_env_steps_per_s": rates["ppo"],
-        "lago_amortised_env_steps_per_s": rates["lago_amortised"],
-        "lago_exact_env_steps_per_s": rates["lago_exact"],
-        "sb3_envpool_env_steps_per_s": rates["sb3_envpool"],
+        **found,
         "sb3_env_steps_per_s": max(python.values()),
         "sb3_vec_env": max(python, key=lambda name: python[name]),
         "throughput_windows": {**windows, **{name: [rate] for name, rate in python.items()}},
@@ -80,14 +81,15 @@ def measure(
 def _raw(experiment: Experiment) -> Iterator[Arm]:
     """Step the same env with random actions and no learner."""
     env = make_env(experiment.env, 0, None).array_lane
-    rng = np.random.default_rng(0)
-    env.reset()
+    suite = suite_named(experiment.env.env)
+    act = random_actor(suite.action_dim, 0, discrete=suite.discrete)
+    observation, instruction_id = env.reset()
+    view = View(observation, observation, instruction_id, env)
 
     def window() -> tuple[int, float]:
         started, steps = time.perf_counter(), 0
         for _ in range(experiment.train.n_steps):
-            actions = rng.uniform(-1, 1, size=(env.num_envs, ACTION_DIM)).astype(np.float32)
-            steps += int(env.step(actions).valid.sum())
+            steps += int(env.step(act(view)).valid.sum())
         return steps, time.perf_counter() - started
 
     yield window
@@ -114,7 +116,7 @@ def _ours(experiment: Experiment, stage: stage_one.StageOne, prior: ActionPrior 
 
 
 @contextmanager
-def _sb3_on_envpool(experiment: Experiment, stage: stage_one.StageOne) -> Iterator[Arm]:
+def _sb3_on_our_lane(experiment: Experiment, stage: stage_one.StageOne) -> Iterator[Arm]:
     """Train stable-baselines3's PPO on our SB3 lane."""
     env = make_env(experiment.env, 0, stage.table)
     model = PPO("MlpPolicy", env, seed=0, **ppo_settings(experiment.train, experiment.env))

@@ -1,4 +1,4 @@
-"""One training run on Meta-World: an arm, a seed, a run folder.
+"""One training run: an arm, a seed, a run folder.
 
 Arms: "ppo" (no prior), "lago" (the prior's KL), "bc_ppo" (policy cloned from the demonstrations, no KL),
 "lago_random_init" (as lago, the prior's backbone drawn at random: a control).
@@ -19,11 +19,12 @@ from stable_baselines3.common.logger import configure
 from lago_fast.algorithms.cloning import clone_policy
 from lago_fast.algorithms.fast_kl_ppo import FastKLPPO
 from lago_fast.algorithms.kl_coefficient import LinearSchedule
-from lago_fast.envs.metaworld import make_metaworld
+from lago_fast.envs.sb3_adapter import SB3VecEnv
+from lago_fast.envs.suites import suite_named
 from lago_fast.errors import UnsupportedArgument
-from lago_fast.evaluate import Act, View
+from lago_fast.evaluate import Act, View, draw_actions, rows_for
 from lago_fast.presets import EnvSettings, Experiment, TrainSettings
-from lago_fast.priors.base import ActionPrior
+from lago_fast.priors.base import ActionPrior, match_instructions
 
 ARMS = ("ppo", "lago", "bc_ppo", "lago_random_init")
 CHECKPOINT_ROLLOUTS = 25  # between two checkpoints
@@ -35,6 +36,7 @@ class RunResult(NamedTuple):
     curve: dict[str, Any]  # {"tasks": {task: {"env_steps": [...], "success": [...]}}, "steps_to_90": {task: n | None}}
     env_steps: int  # valid ones, over all tasks
     wall_s: float  # of learn(), prior queries included
+    cpu_s: float  # of all cores meanwhile
     audit_kl_nats: float | None  # mean over training; None without a student
 
 
@@ -78,16 +80,29 @@ class SuccessCurve(BaseCallback):
 
 
 def make_env(settings: EnvSettings, seed: int, table: np.ndarray | None, num_threads: int | None = None) -> Any:
-    """Return the training env of an experiment, rewards scaled by their running return."""
-    return make_metaworld(
-        settings.tasks,
-        settings.num_envs,
-        seed=seed,
-        max_episode_steps=settings.max_episode_steps,
-        instruction_table=table,
-        normalize_reward=True,
-        gamma=settings.gamma,
-        num_threads=num_threads,
+    """Return the training env of an experiment, rewards scaled by their running return.
+
+    Args:
+        settings: of the env.
+        seed: of the env.
+        table: [M, Z], a row per wording of `known_tasks(settings)`; None where policies see no instruction.
+        num_threads: per pool; default: the cores shared among the pools.
+    """
+    suite = suite_named(settings.env)
+    if settings.sample_actions and not suite.discrete:
+        raise UnsupportedArgument(f"sample_actions: {suite.title} is evaluated with the mean action; leave it out")
+    suite.check_evaluated(settings.tasks, settings.eval_tasks)
+    return SB3VecEnv(
+        suite.make(
+            settings.tasks,
+            settings.num_envs,
+            seed=seed,
+            max_episode_steps=settings.max_episode_steps,
+            instruction_table=rows_for(settings, suite.instructions(settings.tasks), table),
+            normalize_reward=True,
+            gamma=settings.gamma,
+            num_threads=num_threads,
+        )
     )
 
 
@@ -131,7 +146,7 @@ def train_run(
         folder: the run's, already made.
         table: [M, Z], what policies see of the instructions; needed with several tasks.
         prior: of the guided arms.
-        demonstrations: observations [n, O] and actions [n, D] of the arm bc_ppo.
+        demonstrations: observations [n, O] and actions, [n, D] or [n], of the arm bc_ppo.
         num_threads: per pool; default: the cores shared among the pools.
         progress: called with (steps done, steps in all).
 
@@ -167,9 +182,9 @@ def train_run(
         checkpoints = CheckpointCallback(
             save_freq=CHECKPOINT_ROLLOUTS * settings.n_steps, save_path=str(folder / "checkpoints"), name_prefix="model"
         )
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         model.learn(settings.steps_per_task * len(lane.tasks), callback=[callback, checkpoints], log_interval=1)
-        wall_s = time.perf_counter() - started
+        wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
     finally:
         logger.close()
         env.close()
@@ -177,7 +192,7 @@ def train_run(
     curve = {"tasks": callback.curve, "steps_to_90": callback.steps_to_90, "arm": arm, "seed": seed}
     (folder / "curve.json").write_text(json.dumps(curve) + "\n", encoding="utf-8")
     audit = float(np.mean(callback.audits)) if callback.audits else None
-    return RunResult(model, curve, model.num_timesteps, wall_s, audit)
+    return RunResult(model, curve, model.num_timesteps, wall_s, cpu_s, audit)
 
 
 def observations(states: np.ndarray, instruction_id: np.ndarray, table: np.ndarray | None) -> np.ndarray:
@@ -185,21 +200,44 @@ def observations(states: np.ndarray, instruction_id: np.ndarray, table: np.ndarr
     return states if table is None else np.concatenate([states, table[instruction_id]], axis=1)
 
 
-def policy_actor(model: FastKLPPO) -> Act:
-    """Return the deterministic policy in the form that `evaluate` wants."""
+def policy_actor(model: FastKLPPO, *, sample: bool = False, seed: int = 0) -> Act:
+    """Return the policy in the form that `evaluate` wants.
+
+    Args:
+        model: whose policy.
+        sample: draw among discrete actions, rather than take the likeliest or a Gaussian's mean.
+        seed: of the draw.
+    """
+    rng = np.random.default_rng(seed)
 
     def act(view: View) -> np.ndarray:
-        return model.predict(view.observation, deterministic=True)[0]
+        if not sample:
+            return model.predict(view.observation, deterministic=True)[0]
+        with torch.no_grad():
+            seen = torch.as_tensor(view.observation, device=model.device)
+            logits: Any = model.policy.get_distribution(seen).distribution
+        return draw_actions(logits.logits.cpu().numpy(), rng)
 
     return act
 
 
-def prior_actor(prior: ActionPrior) -> Act:
-    """Return the prior's mean action in the form that `evaluate` wants."""
+def prior_actor(prior: ActionPrior, *, sample: bool = False, seed: int = 0) -> Act:
+    """Return the prior in the form that `evaluate` wants; arguments as `policy_actor`'s.
+
+    The env's instructions are found in the prior's by their words.
+    """
+    rng = np.random.default_rng(seed)
+    known: tuple[Any, torch.Tensor] = (None, torch.zeros(0))  # the env that was last seen, the prior's ids of its words
 
     def act(view: View) -> np.ndarray:
-        mean = prior.query(torch.from_numpy(view.state), torch.from_numpy(view.instruction_id)).mean
-        assert mean is not None
-        return mean.cpu().numpy()
+        nonlocal known
+        if known[0] is not view.env:
+            known = view.env, match_instructions(prior, view.env.instructions)
+        answer = prior.query(torch.from_numpy(view.state), known[1][torch.from_numpy(view.instruction_id)])
+        if answer.mean is not None:
+            return answer.mean.cpu().numpy()
+        assert answer.log_probs is not None
+        log_probs = answer.log_probs.cpu().numpy()
+        return draw_actions(log_probs, rng) if sample else log_probs.argmax(axis=1)
 
     return act

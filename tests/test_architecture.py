@@ -65,6 +65,7 @@ RULES = {
     "lago_fast/presets.py": Rule(),
     "lago_fast/runs.py": Rule(may=("numpy",), inside_functions=("torch",)),
     "lago_fast/plots.py": Rule(may=("numpy", "matplotlib")),
+    "lago_fast/film.py": Rule(may=("numpy", "lago_fast.envs", "lago_fast.evaluate", "lago_fast.presets")),
     "lago_fast/evaluate.py": Rule(may=("numpy", "lago_fast.envs", "lago_fast.presets")),
     # Here the rooms are joined; none of the files above may name these.
     "lago_fast/__init__.py": Rule(inside_functions=ANYTHING),

@@ -17,46 +17,15 @@ from gymnasium.spaces import Box
 from lago_fast import cli, runs
 from lago_fast.cli.demos import Demos
 from lago_fast.envs.metaworld import task_phrasings
+from tests.command_line import backbone, lago, refused
+
+__all__ = ["backbone", "refused"]  # fixtures
 
 TASKS = ("drawer-open", "push")
 SMALL_ENV = ("--num-envs", "4", "--max-episode-steps", "40")
 SMALL_TRAIN = ("--steps-per-task", "200", "--n-steps", "50", "--batch-size", "100", "--n-epochs", "2")
 SMALL = SMALL_ENV + SMALL_TRAIN
 QUICK = ("--epochs", "2", "--student-epochs", "2", "--student-episode-steps", "20")
-
-
-def lago(*words: object) -> int:
-    return cli.main([str(word) for word in words])
-
-
-@pytest.fixture
-def refused(capsys):
-    """Run a command that must fail as a user's mistake; return the one line that it prints."""
-
-    def run(*words: object) -> str:
-        capsys.readouterr()
-        assert lago(*words) == 2
-        lines = capsys.readouterr().err.strip().splitlines()
-        return lines[-1]
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    """A two-layer BERT with random weights and a word-piece tokenizer, as a local folder."""
-    import torch
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    folder = tmp_path_factory.mktemp("backbone")
-    letters = [prefix + chr(i) for i in range(ord("a"), ord("z") + 1) for prefix in ("", "##")]
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

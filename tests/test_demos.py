@@ -213,7 +213,7 @@ def drop_label(path):
         (truncate_file, "unreadable"),
         (edit_metadata(total_episodes=0), "no episode"),
         (edit_metadata(total_episodes=9), "unreadable"),
-        (edit_metadata(action_space=DISCRETE), "unreadable"),
+        (edit_metadata(action_space=DISCRETE), "do not fit"),
         (drop_label, "unreadable.*instruction"),
         (poison("observations"), "episode 1 holds NaN"),
         (poison("actions"), "episode 1 holds NaN"),

@@ -2,9 +2,10 @@
 
 import pytest
 
-from lago_fast.evaluate import TaskResult
+from lago_fast.envs.suites import suite_named
+from lago_fast.evaluate import TaskResult, wilson
 from lago_fast.presets import EnvSettings, Experiment
-from lago_fast.report import Outcome, make_report, sample_efficiency
+from lago_fast.report import Outcome, make_report, sample_efficiency, splits_of
 
 EXPERIMENT = Experiment(env=EnvSettings(tasks=("reach",), num_envs=2), seeds=(0, 1))
 
@@ -54,3 +55,42 @@ def test_report_pools_seeds_and_keeps_the_promised_keys():
     keys = {"arms", "tasks", "per_seed", "budget", "prior_mode", "audit_kl_nats", "warm_start", "wall_s"}
     assert keys | {"raw_env_steps_per_s"} <= report.keys()
     assert [row["seed"] for row in report["per_seed"]["lago"]] == [0, 1]
+
+
+def test_each_task_weighs_alike_in_its_split_and_each_split_in_the_mean():
+    suite = suite_named("clevr-robot")
+    successes = {"real": 90, "rephrase": 60, "easy": 30, "two-goals": 40, "three-goals": 0, "line": 0, "gather": 0}
+    other = dict.fromkeys(successes, 10)
+    results = {
+        arm: {task: [TaskResult(50, n // 2, 0, 0.0)] * 2 for task, n in counts.items()}
+        for arm, counts in (("lago", successes), ("ppo", other))
+    }
+    found = splits_of(suite, results, tuple(successes))
+    assert {name: arms["lago"]["success"] for name, arms in found["splits"].items()} == pytest.approx(
+        {"real": 0.9, "rephrase": 0.6, "easy": 0.3, "hard": 0.1, "mean": 0.475}
+    )
+    assert found["splits"]["real"]["lago"]["success_ci95"] == pytest.approx(wilson(90, 100))
+    assert found["splits"]["hard"]["lago"]["episodes"] == 400
+    assert found["lago_minus_ppo"]["mean"] == pytest.approx(0.375)
+    low, high = found["lago_minus_ppo"]["ci95"]
+    assert low < 0.375 < high
+    assert found["published"]["gpu_hours"] == 36
+    # without all families there is a part of the splits, and Meta-World has none
+    assert set(splits_of(suite, {"lago": results["lago"]}, ("real", "easy"))["splits"]) == {"real", "easy", "mean"}
+    assert splits_of(suite_named("metaworld"), results, ("push",)) == {}
+
+
+def test_the_report_of_clevr_robot_has_splits_and_core_hours():
+    families = ("real", "easy")
+    settings = EnvSettings(env="clevr-robot", tasks=("real",), eval_tasks=families, num_envs=2)
+    curve = {"tasks": {"real": {"env_steps": [10, 20], "success": [0.2, 0.4]}}, "steps_to_90": {"real": None}}
+    tasks = {"real": TaskResult(10, 8, 8, 1.0), "easy": TaskResult(10, 2, 2, 0.0)}
+    runs = {arm: [Outcome(arm, 0, curve, 20, 1.0, None, {}, tasks, cpu_s=1800.0)] for arm in ("ppo", "lago")}
+    experiment = Experiment(env=settings, seeds=(0,))
+    report = make_report(experiment, {"random": {t: [r] for t, r in tasks.items()}}, runs, {}, {}, 1.0)
+    assert set(report["tasks"]) == set(families)
+    assert report["splits"]["mean"]["lago"]["success"] == pytest.approx(0.5)
+    assert report["arms"]["lago"]["core_hours"] == pytest.approx(0.5)
+    assert report["arms"]["random"]["core_hours"] is None
+    assert report["per_seed"]["ppo"][0]["mean"] == pytest.approx(0.5)
+    assert report["sample_efficiency"]["tasks"]["real"]["steps_to_ppo_final"] == {"ppo": 20, "lago": 20}

@@ -1,11 +1,16 @@
 """What policies see of the instructions, and which words a demonstrated row gets."""
 
 import numpy as np
+import pytest
 
 from lago_fast.demos import Demonstrations
+from lago_fast.envs.clevr_language import family_instructions
 from lago_fast.envs.metaworld import task_phrasings
+from lago_fast.envs.suites import suite_named
+from lago_fast.errors import DemonstrationError, UnsupportedArgument
+from lago_fast.evaluate import rows_for
 from lago_fast.presets import EnvSettings, Experiment
-from lago_fast.stage_one import compact_table, instructions_of, paraphrase
+from lago_fast.stage_one import compact_table, instructions_of, paraphrase, policy_table
 
 
 def distances(rows):
@@ -21,6 +26,65 @@ def test_the_compact_table_keeps_every_distance_up_to_one_factor():
     ratio = after[off] / before[off]
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
     np.testing.assert_allclose(np.linalg.norm(table, axis=1).mean(), 1.0, rtol=1e-5)
+
+
+def test_other_wordings_are_put_into_the_space_of_those_of_training():
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(3, 40)) * [[3.0], [1.0], [0.1]]
+    first, others = rng.normal(size=(30, 3)) @ mixing, rng.normal(size=(5, 3)) @ mixing
+    table = compact_table(np.concatenate([first, others]), fitted=30)
+    # what lies in the span of the first keeps its distances too, and the first are seen as without the others
+    assert table.shape == (35, 3)
+    np.testing.assert_allclose(table[:30], compact_table(first), atol=1e-5)
+    off = ~np.eye(35, dtype=bool)
+    ratio = distances(table)[off] / distances(np.concatenate([first, others]))[off]
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)
+    # the smallest direction explains about a thousandth
+    assert compact_table(np.concatenate([first, others]), fitted=30, explained=0.99).shape == (35, 2)
+    np.testing.assert_array_equal(compact_table(first, explained=1.0), compact_table(first))
+
+
+def test_policies_of_one_goal_see_no_words_and_evaluation_adds_rows():
+    one = EnvSettings(tasks=("push",), num_envs=2)
+    assert policy_table(np.ones((3, 4)), one) is None
+    clevr = EnvSettings(env="clevr-robot", tasks=("easy",), eval_tasks=("line",), num_envs=2)
+    texts = instructions_of(Experiment(env=clevr))
+    assert texts[:240] == family_instructions("easy")
+    assert texts[240:] == family_instructions("line")
+    latents = np.random.default_rng(0).normal(size=(250, 6))
+    table = policy_table(latents, clevr)
+    assert table.shape == (250, 6)
+    env = suite_named("clevr-robot").make(["line"], 1, seed=0)
+    np.testing.assert_array_equal(rows_for(clevr, env.instructions, table), table[240:])
+    with pytest.raises(UnsupportedArgument, match="was never computed"):
+        rows_for(clevr, family_instructions("gather"), table)
+
+
+def test_a_row_gets_the_words_of_its_own_goal():
+    suite = suite_named("clevr-robot")
+    goals = suite.goals("real")
+    shown = [goals[7][3], goals[50][0]]
+    n = 300
+    demos = Demonstrations(
+        np.zeros((n, 10), np.float32),
+        np.zeros(n, np.int64),
+        np.arange(n) % 2,
+        shown,
+        np.arange(n),
+        np.zeros(n, np.int64),
+        ["real"],
+        np.ones(n, bool),
+        np.zeros(0, np.float32),
+        np.zeros(0, np.float32),
+        40,
+    )
+    instructions = suite.texts(["easy", "real"])
+    texts = [instructions[i] for i in paraphrase(demos, instructions, seed=0, suite=suite)]
+    assert set(texts[::2]) <= set(goals[7])
+    assert set(texts[1::2]) <= set(goals[50])
+    assert len(set(texts[::2])) > 40
+    with pytest.raises(DemonstrationError, match="'do it' is no wording"):
+        paraphrase(demos._replace(instructions=["do it", shown[1]]), instructions, seed=0, suite=suite)
 
 
 def test_a_row_gets_the_words_of_its_own_task():

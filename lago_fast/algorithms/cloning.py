@@ -5,7 +5,9 @@ Test: pytest tests/algorithms/test_cloning.py
 
 import numpy as np
 import torch
+from gymnasium.spaces import Discrete
 from stable_baselines3.common.policies import ActorCriticPolicy
+from torch.nn.functional import cross_entropy
 
 from lago_fast.algorithms.networks import latents
 from lago_fast.errors import DemonstrationError
@@ -21,17 +23,18 @@ def clone_policy(
     learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> float:
-    """Fit the mean of a Gaussian policy to demonstrated actions by least squares; its std stays as it is.
+    """Fit a policy to demonstrated actions: the mean of a Gaussian by least squares, a categorical by cross-entropy.
 
     Args:
-        policy: with a Box action space; changed in place, its own optimiser untouched.
+        policy: with a Box action space, or a Discrete one; changed in place, its own optimiser untouched. The std of a
+            Gaussian stays as it is.
         observations: [n, O], as the policy sees them.
-        actions: [n, D].
+        actions: [n, D], or [n] integers.
         epochs, batch_size, learning_rate: of Adam.
         seed: of the order.
 
     Returns:
-        The mean squared error of the last epoch.
+        The last epoch's mean squared error, or cross-entropy in nats.
 
     Raises:
         DemonstrationError: the widths are not the policy's.
@@ -43,7 +46,8 @@ def clone_policy(
             f"the policy has {expected[0]} and {expected[1]}; record demonstrations of this env"
         )
     obs = torch.as_tensor(observations, dtype=torch.float32, device=policy.device)
-    target = torch.as_tensor(actions, dtype=torch.float32, device=policy.device)
+    discrete = isinstance(policy.action_space, Discrete)
+    target = torch.as_tensor(actions, dtype=torch.int64 if discrete else torch.float32, device=policy.device)
     actor = [*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters()]
     optimizer = torch.optim.Adam(actor, lr=learning_rate)
     generator = torch.Generator().manual_seed(seed)
@@ -51,7 +55,8 @@ def clone_policy(
     for _ in range(epochs):
         total = torch.zeros((), device=policy.device)
         for rows in torch.randperm(len(obs), generator=generator).to(policy.device).split(batch_size):
-            loss = (policy.action_net(latents(policy, obs[rows])[0]) - target[rows]).square().mean()
+            out = policy.action_net(latents(policy, obs[rows])[0])
+            loss = cross_entropy(out, target[rows]) if discrete else (out - target[rows]).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -13,7 +13,7 @@ import tyro
 
 from lago_fast.cli import console
 from lago_fast.cli.command import Command
-from lago_fast.cli.compare import Compare, preset_named
+from lago_fast.cli.compare import Compare
 from lago_fast.cli.demos import Demos
 from lago_fast.cli.evaluate import Evaluate
 from lago_fast.cli.fit_prior import FitPrior
@@ -21,6 +21,7 @@ from lago_fast.cli.info import Info
 from lago_fast.cli.plot import Plot
 from lago_fast.cli.train import Train
 from lago_fast.errors import LagoError
+from lago_fast.presets import EnvSettings
 
 COMMANDS: dict[str, type[Command]] = {
     "demos": Demos,
@@ -61,23 +62,25 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def parse(words: Sequence[str]) -> Command:
-    """Return the command that the words describe; `compare` starts from the preset that they name."""
+    """Return the command that the words describe; it starts from the preset or the environment that they name."""
     asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     asked.add_argument("--preset", default=Compare.preset)
-    preset = asked.parse_known_args(words)[0].preset if "compare" in words[:1] else Compare.preset
-    start = Compare(preset=preset, out=tyro.MISSING, experiment=preset_named(preset))
-    in_short = not words or words[0] not in COMMANDS
+    asked.add_argument("--env", default=EnvSettings.env)
+    found = asked.parse_known_args(words)[0]
+    named = words[0] if words and words[0] in COMMANDS else None
     union: Any = None
     for name, kind in COMMANDS.items():
-        options: dict[str, Any] = {"default": start} if kind is Compare else {}
-        if in_short:
+        # a preset or an environment that is unknown is the named command's to refuse
+        start = kind.start(*((found.preset, found.env) if name == named else (Compare.preset, EnvSettings.env)))
+        options: dict[str, Any] = {} if start is None else {"default": start}
+        if named is None:
             options["description"] = (kind.__doc__ or "").splitlines()[0]
         one = Annotated[kind, tyro.conf.subcommand(name=name, **options)]  # type: ignore[valid-type]  # made at run time
         union = one if union is None else union | one
     return tyro.cli(
         union,
         prog="lago",
-        description="Reinforcement learning guided by a frozen language-model prior, on Meta-World.",
+        description="Reinforcement learning guided by a frozen language-model prior, on Meta-World and CLEVR-Robot.",
         args=words,
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
     )

@@ -14,6 +14,12 @@ class Command(ABC):
     debug: bool = False
     """Show the whole traceback of an error."""
 
+    @classmethod
+    def start(cls, preset: str, env: str) -> "Command | None":
+        """Return the defaults that go with a preset or an environment; None: those of the fields."""
+        del preset, env
+        return None
+
     @abstractmethod
     def run(self) -> None:
         """Do it."""

@@ -19,6 +19,8 @@ SHOWN = (  # of a report, below its tables
     "raw_env_steps_per_s",
     "sb3_env_steps_per_s",
     "sb3_envpool_env_steps_per_s",
+    "physics",
+    "mujoco",
     "torch_threads",
     "implementations",
     "wall_s",
@@ -34,7 +36,7 @@ class Compare(Command):
     """
 
     preset: str = "demo"
-    """Named settings to start from: demo is the short experiment of the README."""
+    """Named settings to start from: demo and long on Meta-World, clevr and clevr-all on CLEVR-Robot."""
     out: Path
     """Folder of the comparison; it holds the demonstrations, the priors and one run per arm and seed."""
     overwrite: bool = False
@@ -44,6 +46,12 @@ class Compare(Command):
     torch_threads: int = 1
     """Threads of the learner; the simulators keep the other cores busy."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
+
+    @classmethod
+    def start(cls, preset: str, env: str) -> "Compare":
+        """Return the comparison of a preset."""
+        del env
+        return cls(preset=preset, out=tyro.MISSING, experiment=preset_named(preset))
 
     def run(self) -> None:
         """Check the settings, run the experiment, and print its table."""
@@ -102,7 +110,36 @@ def print_report(report: dict[str, Any]) -> None:
         for arm in report["arms"]
     ]
     console.print_table("success by task", ("arm", *tasks), rows)
+    if "splits" in report:
+        _print_splits(report)
     console.print_facts("about", {name: report[name] for name in SHOWN if name in report})
+
+
+def _print_splits(report: dict[str, Any]) -> None:
+    """Print each split's and the mean success, the cost of each arm, and what the paper says."""
+    splits = report["splits"]
+    columns = ("arm", *splits, "95 % interval of the mean", "hours", "core-hours")
+    rows = [
+        (
+            arm,
+            *(console.percent(splits[name][arm]["success"]) for name in splits),
+            console.interval(splits["mean"][arm]["success_ci95"]),
+            row["wall_s"] / 3600 or None,
+            row["core_hours"],
+        )
+        for arm, row in report["arms"].items()
+    ]
+    paper = report["published"]
+    for arm in ("ppo", "lago"):
+        dashes = [None] * (len(splits) - 1)
+        hours = f"{paper['gpu_hours']} GPU-hours"
+        rows.append((f"{arm}, the paper's", *dashes, f"{100 * paper[f'{arm}_success']:.1f} %", None, hours, None))
+    console.print_table("success by split; the mean weighs each split alike", columns, rows)
+    console.say(f"The paper is {paper['source']}: {paper['note']}, so that its rows cannot be set against ours.")
+    if report["lago_minus_ppo"] is not None:
+        gap = report["lago_minus_ppo"]
+        points = " to ".join(f"{100 * bound:.1f}" for bound in gap["ci95"])
+        console.say(f"LaGO's mean minus PPO's: {100 * gap['mean']:.1f} points ({points}).")
 
 
 def _cells(row: dict[str, Any]) -> tuple[Any, ...]:

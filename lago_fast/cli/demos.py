@@ -2,30 +2,38 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from lago_fast.cli import console
 from lago_fast.cli.command import Command, by_default
 from lago_fast.errors import RunExists, UnsupportedArgument
-from lago_fast.presets import DemoSettings, EnvSettings
+from lago_fast.presets import DemoSettings, EnvSettings, start_of
+
+_FULL_LENGTH = {"metaworld": 500, "clevr-robot": 50}  # steps of the environment's own episodes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demos(Command):
-    """Record demonstrations of Meta-World's scripted experts.
+    """Record demonstrations of an environment's scripted experts.
 
     They become a Minari dataset that `lago fit-prior` reads. With --table nothing is recorded: the experts
     are played, and a table says how often each succeeds.
     """
 
-    tasks: Annotated[tuple[str, ...], by_default("those of the demo; with --table all 50")] = ()
-    """Names such as drawer-open push."""
-    episodes: Annotated[int | None, by_default("10; with --table 20")] = None
+    env: Literal["metaworld", "clevr-robot"] = EnvSettings.env
+    """The environment."""
+    tasks: Annotated[
+        tuple[str, ...], by_default("those of the preset; with --table all"), tyro.conf.arg(aliases=["--families"])
+    ] = ()
+    """Names such as drawer-open push, or CLEVR-Robot's families such as real."""
+    episodes: Annotated[int | None, by_default("as in the preset; with --table 20")] = None
     """Episodes per task."""
     out: Annotated[Path | None, by_default("none")] = None
     """Folder of the new dataset; needed unless --table is given."""
     action_noise: float = DemoSettings.action_noise
-    """Standard deviation of noise on the expert's actions, which lie in -1..1; 0 for none."""
+    """Standard deviation of noise on the expert's actions, which lie in -1..1; 0 for none, and for CLEVR-Robot."""
     success_only: bool = False
     """Keep only episodes in which the task was solved."""
     seed: int = DemoSettings.seed
@@ -53,16 +61,19 @@ class Demos(Command):
             raise UnsupportedArgument("out: name the folder of the new dataset, for example --out runs/demos")
         if self.json is not None:
             raise UnsupportedArgument("json: only --table has rows to write; leave it out, or add --table")
+        start = start_of(self.env)
         with console.progress_bar() as advance:
             path = record_demos(
-                self.tasks or EnvSettings.tasks,
-                DemoSettings.episodes_per_task if self.episodes is None else self.episodes,
+                self.tasks or start.env.tasks,
+                start.demos.episodes_per_task if self.episodes is None else self.episodes,
                 self.out,
                 action_noise=self.action_noise,
                 success_only=self.success_only,
                 seed=self.seed,
-                max_episode_steps=self.max_episode_steps or EnvSettings.max_episode_steps,
+                max_episode_steps=self.max_episode_steps or start.env.max_episode_steps,
+                num_envs_per_task=start.demos.num_envs_per_task,
                 overwrite=self.overwrite,
+                env=self.env,
                 progress=advance,
             )
         demos = load_demos(path)
@@ -73,7 +84,8 @@ class Demos(Command):
             success = console.percent(float(demos.success[episodes].mean()))
             rows.append((task, len(episodes), int(mine.sum()), success))
         console.print_table("demonstrations", ("task", "episodes", "steps", "success"), rows)
-        console.say(f"written to {path}; next: lago fit-prior --demos {self.out} --out runs/prior")
+        env = "" if self.env == EnvSettings.env else f"--env {self.env} "
+        console.say(f"written to {path}; next: lago fit-prior {env}--demos {self.out} --out runs/prior")
 
     def _measure(self) -> None:
         from lago_fast.demos import expert_table
@@ -94,7 +106,8 @@ class Demos(Command):
                 20 if self.episodes is None else self.episodes,
                 action_noise=self.action_noise,
                 seed=self.seed,
-                max_episode_steps=self.max_episode_steps or 500,
+                max_episode_steps=self.max_episode_steps or _FULL_LENGTH[self.env],
+                env=self.env,
                 progress=advance,
             )
         console.print_table(

@@ -1,12 +1,14 @@
 """`lago fit-prior`: stage 1, a language-model prior fitted to demonstrations."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from lago_fast.cli import console, inputs
 from lago_fast.cli.command import Command, by_default
-from lago_fast.presets import EnvSettings, PriorSettings
+from lago_fast.presets import EnvSettings, PriorSettings, start_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +18,10 @@ class FitPrior(Command):
     The folder that it writes is what `lago train --prior` reads: the prior, and a fast student of it.
     """
 
+    env: Literal["metaworld", "clevr-robot"] = EnvSettings.env
+    """The environment that was demonstrated."""
+    eval_tasks: Annotated[tuple[str, ...], by_default("for CLEVR-Robot all families")] = EnvSettings.eval_tasks
+    """Tasks whose words the prior is to know too, without a demonstration."""
     demos: Path
     """Dataset of `lago demos`."""
     out: Path
@@ -77,29 +83,41 @@ class FitPrior(Command):
     overwrite: bool = False
     """Replace the prior that is already at --out."""
 
+    @classmethod
+    def start(cls, preset: str, env: str) -> "FitPrior":
+        """Return the settings of an environment's preset."""
+        del preset
+        start = start_of(env)
+        same = ("std", "std_floor", "loss", "epochs", "batch_size", "learning_rate", "input_noise", "patience")
+        chosen: dict[str, Any] = {name: getattr(start.prior, name) for name in (*same, "head_hidden", "student_epochs")}
+        steps, tasks = start.env.max_episode_steps, start.env.eval_tasks
+        chosen |= {"layers": start.prior.layers or 0, "student_episode_steps": steps, "eval_tasks": tasks}
+        return cls(env=start.env.env, demos=tyro.MISSING, out=tyro.MISSING, **chosen)
+
     def run(self) -> None:
         """Fit, print what was measured, and save."""
-        from lago_fast.envs.metaworld import task_phrasings
+        from lago_fast.envs.suites import suite_named
         from lago_fast.priors.finetune import fit_prior
         from lago_fast.priors.folder import check_free
         from lago_fast.stage_one import STD_INIT, paraphrase
 
         check_free(self.out, overwrite=self.overwrite)
         device = inputs.check_device(self.device)
-        demos = inputs.read_demos(self.demos)
+        demos, suite = inputs.read_demos(self.demos, self.env), suite_named(self.env)
+        suite.check_evaluated(demos.tasks, self.eval_tasks)
         std_init = self.std_init or (self.std_floor if self.std == "fixed" else STD_INIT)
-        phrasings = task_phrasings()
-        instructions = [text for task in demos.tasks for text in phrasings[task]]
+        instructions = suite.texts(list(dict.fromkeys((*demos.tasks, *self.eval_tasks))))
         with console.progress_bar() as advance:
             prior = fit_prior(
                 demos.states,
                 demos.actions,
-                paraphrase(demos, instructions, self.seed),
+                paraphrase(demos, instructions, self.seed, suite=suite),
                 demos.episode_id,
                 instructions,
                 task_id=demos.task_id,
                 action_low=demos.action_low.tolist(),
                 action_high=demos.action_high.tolist(),
+                num_actions=demos.num_actions,
                 backbone=self.backbone,
                 random_init=self.random_init,
                 finetune=self.finetune,
@@ -133,10 +151,11 @@ class FitPrior(Command):
             student = inputs.distil(
                 prior,
                 demos,
+                replace(start_of(self.env).env, max_episode_steps=self.student_episode_steps),
                 seed=self.seed,
                 epochs=self.student_epochs,
-                episode_steps=self.student_episode_steps,
             )
             student.save(self.out / inputs.STUDENT)
             console.print_facts("student", student.metrics)
-        console.say(f"written to {self.out}; next: lago train --prior {self.out} --out runs/lago")
+        env = "" if self.env == EnvSettings.env else f"--env {self.env} "
+        console.say(f"written to {self.out}; next: lago train {env}--prior {self.out} --out runs/lago")

@@ -113,7 +113,11 @@ def _show_demos(path: Path) -> None:
         "episodes": len(demos.success),
         "steps": steps,
         "state numbers": state_dim,
-        "action numbers": demos.actions.shape[1],
+        **(
+            {"action numbers": demos.actions.shape[1]}
+            if demos.num_actions is None
+            else {"discrete actions": demos.num_actions}
+        ),
         "tasks": demos.tasks,
         "wordings": len(demos.instructions),
         "success": console.percent(float(demos.success.mean())),

@@ -1,11 +1,12 @@
 """What several commands read: devices, demonstrations, priors; checked before any work begins."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lago_fast.errors import DemonstrationError, DeviceUnavailable, PriorMismatch, UnsupportedArgument
-from lago_fast.presets import EnvSettings, Experiment, PriorSettings
+from lago_fast.presets import EnvSettings, Experiment, start_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,25 +42,33 @@ def check_device(device: str) -> str:
 # demonstrations
 
 
-def read_demos(path: Path) -> "Demonstrations":
-    """Return demonstrations of Meta-World tasks.
+def read_demos(path: Path, env: str) -> "Demonstrations":
+    """Return demonstrations of an environment's tasks.
 
     Raises:
-        DemonstrationError: missing, empty, corrupt, or recorded in another space than Meta-World's.
-        UnknownTask: of a task that Meta-World does not have.
+        DemonstrationError: missing, empty, corrupt, or recorded in another space than the environment's.
+        UnknownTask: of a task that the environment does not have.
     """
     from lago_fast.demos import load_demos
-    from lago_fast.envs.metaworld import ACTION_DIM, STATE_DIM, check_tasks
+    from lago_fast.envs.suites import suite_named
 
-    demos = load_demos(path)
-    found = (demos.states.shape[1], demos.actions.shape[1])
-    if found != (STATE_DIM, ACTION_DIM):
+    demos, suite = load_demos(path), suite_named(env)
+    discrete = demos.num_actions is not None
+    found = (demos.states.shape[1], demos.num_actions if discrete else demos.actions.shape[1])
+    if (*found, discrete) != (suite.state_dim, suite.action_dim, suite.discrete):
         raise DemonstrationError(
-            f"demos: {path} has states of {found[0]} and actions of {found[1]} numbers, Meta-World has "
-            f"{STATE_DIM} and {ACTION_DIM}; record them with `lago demos`"
+            f"demos: {path} has {_spaces(*found, discrete)}, {suite.title} has "
+            f"{_spaces(suite.state_dim, suite.action_dim, suite.discrete)}; record them with `lago demos`, "
+            "or name their --env"
         )
-    check_tasks(demos.tasks)
+    suite.check_tasks(demos.tasks)
     return demos
+
+
+def _spaces(state_dim: int, action_dim: int | None, discrete: bool) -> str:
+    return f"states of {state_dim} numbers and " + (
+        f"{action_dim} discrete actions" if discrete else f"actions of {action_dim} numbers"
+    )
 
 
 def only_tasks(demos: "Demonstrations", tasks: Sequence[str]) -> "Demonstrations":
@@ -95,7 +104,7 @@ def read_prior(
     mode: str,
     device: str,
     demos: "Demonstrations | None" = None,
-    episode_steps: int = EnvSettings.max_episode_steps,
+    env: EnvSettings | None = None,
 ) -> "Prior":
     """Return a saved prior (mode "exact") or its student ("amortised"), distilled on `demos` where given.
 
@@ -104,7 +113,7 @@ def read_prior(
         mode: which of the two.
         device: where it is to answer.
         demos: of exactly the tasks that the prior was fitted on.
-        episode_steps: of the episodes that a student plays while it is distilled.
+        env: of the training to come, in which a student plays while it is distilled; needed with `demos`.
 
     Raises:
         PriorMismatch: no prior there.
@@ -124,7 +133,8 @@ def read_prior(
         return LatentActionPrior.load(exact, device)
     if demos is not None:
         prior = LatentActionPrior.load(exact, device)
-        return distil(prior, demos, epochs=PriorSettings.student_epochs, episode_steps=episode_steps)
+        assert env is not None
+        return distil(prior, demos, env, epochs=start_of(env.env).prior.student_epochs)
     if not student.is_dir():
         raise UnsupportedArgument(
             f"prior_mode: {folder} has no student ({STUDENT}/); fit the prior again without --no-student, "
@@ -134,86 +144,96 @@ def read_prior(
 
 
 def distil(
-    exact: "LatentActionPrior", demos: "Demonstrations", *, seed: int = 0, epochs: int, episode_steps: int
+    exact: "LatentActionPrior", demos: "Demonstrations", env: EnvSettings, *, seed: int = 0, epochs: int
 ) -> "AmortisedPrior":
     """Return a student of a prior, taught on demonstrated states and on those that it steers into.
 
     Args:
         exact: the prior.
         demos: of exactly the tasks that it was fitted on.
+        env: environment and horizon of the episodes that it plays; its tasks are the demonstrations'.
         seed: of wording, noise and play.
         epochs: passes over the states.
-        episode_steps: of the episodes that it plays.
 
     Raises:
         PriorMismatch: the prior was fitted on other tasks.
     """
-    from lago_fast.envs.metaworld import task_phrasings
     from lago_fast.stage_one import StageOne, amortise
 
-    check_fits(exact, demos.tasks)
-    order = sorted(known_tasks(exact), key=lambda task: exact.instructions.index(task_phrasings()[task][0]))
-    demos = only_tasks(demos, order)
-    env = EnvSettings(tasks=tuple(order), num_envs=STUDENT_ENVS * len(order), max_episode_steps=episode_steps)
-    stage = StageOne(demos, exact, exact.instructions, exact.instruction_table().numpy())
-    return amortise(stage, Experiment(env=env, prior=PriorSettings(student_epochs=epochs)), seed)
+    check_fits(exact, demos.tasks, env.env)
+    order = tuple(sorted(demos.tasks, key=lambda task: exact.instructions.index(_first_words(env.env, task))))
+    env = replace(env, tasks=order, eval_tasks=(), num_envs=STUDENT_ENVS * len(order))
+    stage = StageOne(only_tasks(demos, order), exact, exact.instructions, exact.instruction_table().numpy())
+    prior = replace(start_of(env.env).prior, student_epochs=epochs)
+    return amortise(stage, Experiment(env=env, prior=prior), seed)
 
 
-def check_fits(prior: "Prior", tasks: Sequence[str]) -> None:
-    """Raise PriorMismatch unless a prior fits Meta-World's spaces and knows the words of these tasks."""
-    from lago_fast.envs.metaworld import ACTION_DIM, STATE_DIM, task_phrasings
+def _first_words(env: str, task: str) -> str:
+    from lago_fast.envs.suites import suite_named
 
-    if (prior.kind, prior.state_dim, prior.action_dim) != ("gaussian", STATE_DIM, ACTION_DIM):
+    return suite_named(env).goals(task)[0][0]
+
+
+def check_fits(prior: "Prior", tasks: Sequence[str], env: str) -> None:
+    """Raise PriorMismatch unless a prior fits the environment's spaces and knows the words of these tasks."""
+    from lago_fast.envs.suites import suite_named
+
+    suite = suite_named(env)
+    if (prior.kind, prior.state_dim, prior.action_dim) != (suite.kind, suite.state_dim, suite.action_dim):
         raise PriorMismatch(
             f"prior: it is {prior.kind}, for states of {prior.state_dim} and actions of {prior.action_dim} "
-            f"numbers; Meta-World needs gaussian, {STATE_DIM} and {ACTION_DIM}: make it with `lago fit-prior`"
+            f"numbers; {suite.title} needs {suite.kind}, {suite.state_dim} and {suite.action_dim}: make it with "
+            "`lago fit-prior`, or name its --env"
         )
-    unknown = [task for task in tasks if not set(task_phrasings()[task]) <= set(prior.instructions)]
+    unknown = sorted(set(tasks) - set(known_tasks(prior, env)), key=list(tasks).index)
     if unknown:
         raise PriorMismatch(
             f"prior: it does not know the words of {', '.join(unknown)}, but of "
-            f"{', '.join(known_tasks(prior)) or 'no task'}; fit one to demonstrations of them, or drop them"
+            f"{', '.join(known_tasks(prior, env)) or 'no task'}; fit one to demonstrations of them, or drop them"
         )
 
 
-def known_tasks(prior: "Prior") -> list[str]:
-    """Return the tasks of which a prior knows every wording."""
-    from lago_fast.envs.metaworld import task_phrasings
+def known_tasks(prior: "Prior", env: str) -> list[str]:
+    """Return the environment's tasks of which a prior knows every wording."""
+    from lago_fast.envs.suites import suite_named
 
-    return [task for task, texts in task_phrasings().items() if set(texts) <= set(prior.instructions)]
+    suite, known = suite_named(env), set(prior.instructions)
+    return [task for task in suite.all_tasks() if set(suite.texts([task])) <= known]
 
 
 def instruction_table(
-    tasks: Sequence[str], prior: "Prior | None", encoder: str | None
+    env: EnvSettings, prior: "Prior | None", encoder: str | None
 ) -> "tuple[np.ndarray | None, dict[str, Any] | None]":
-    """Return what policies see of the instructions, [M, r], and what made it; None and None with one task.
+    """Return what policies see of the instructions, [M, r], and what made it; None and None with one goal.
 
     A control's prior has random weights; its table is made by the pretrained model of that name all the same,
     so that all arms see the same.
 
     Args:
-        tasks: of the env, whose wordings the rows follow.
+        env: its tasks, and those that are evaluated, whose wordings the rows follow.
         prior: asked first.
         encoder: name of another language model; None: the prior's, or the default one.
 
     Raises:
         BackboneUnavailable, HashMismatch: as `find_backbone`.
     """
-    from lago_fast.envs.metaworld import task_phrasings
+    from lago_fast.envs.suites import suite_named
+    from lago_fast.evaluate import known_tasks as known_in
     from lago_fast.priors.backbone import DEFAULT_BACKBONE, encode_instructions, find_backbone
     from lago_fast.priors.base import match_instructions
-    from lago_fast.stage_one import compact_table
+    from lago_fast.stage_one import policy_table
 
-    if len(tasks) == 1:
+    suite = suite_named(env.env)
+    if not suite.speaks(env.tasks):
         return None, None
-    texts = [text for task in tasks for text in task_phrasings()[task]]
+    texts = suite.texts(known_in(env))
     reference = None if prior is None else exact_of(prior).reference
     if prior is not None and reference is not None and encoder is None and not reference["random_init"]:
         latents = prior.instruction_table()[match_instructions(prior, texts)].cpu()
-        return compact_table(latents.numpy()), {name: reference[name] for name in ("name", "sha256")}
+        return policy_table(latents.numpy(), env), {name: reference[name] for name in ("name", "sha256")}
     backbone = find_backbone(encoder or (reference["name"] if reference else DEFAULT_BACKBONE))
     latents = encode_instructions(texts, backbone)
-    return compact_table(latents.numpy()), {"name": backbone.name, "sha256": backbone.sha256}
+    return policy_table(latents.numpy(), env), {"name": backbone.name, "sha256": backbone.sha256}
 
 
 def exact_of(prior: "Prior") -> "LatentActionPrior":

@@ -9,7 +9,7 @@ import tyro
 from lago_fast.cli import console, inputs
 from lago_fast.cli.command import Command, by_default
 from lago_fast.errors import PriorMismatch, UnsupportedArgument
-from lago_fast.presets import EnvSettings, Experiment, TrainSettings
+from lago_fast.presets import EnvSettings, Experiment, TrainSettings, start_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Command):
-    """Train PPO on Meta-World, guided by a prior or not.
+    """Train PPO, guided by a prior or not.
 
     Arms: lago is PPO drawn towards the prior of --prior. ppo is PPO alone. bc_ppo is PPO that starts from a
     copy of the demonstrations of --demos. lago_random_init is lago with a prior fitted with --random-init.
@@ -36,7 +36,7 @@ class Train(Command):
     seed: int = 0
     """Decides initial weights, start positions, goals and wording."""
     instruction_encoder: Annotated[str | None, by_default("the prior's")] = None
-    """Language model that encodes the instruction for the policy, with several tasks."""
+    """Language model that encodes the instruction for the policy, with several goals."""
     torch_threads: int = 1
     """Threads of the learner; the simulators keep the other cores busy."""
     num_threads: Annotated[int | None, by_default("the cores shared among the tasks")] = None
@@ -46,26 +46,35 @@ class Train(Command):
     env: tyro.conf.OmitArgPrefixes[EnvSettings] = field(default_factory=EnvSettings)
     train: tyro.conf.OmitArgPrefixes[TrainSettings] = field(default_factory=TrainSettings)
 
+    @classmethod
+    def start(cls, preset: str, env: str) -> "Train":
+        """Return the settings of an environment's preset."""
+        del preset
+        settings = start_of(env)
+        return cls(out=tyro.MISSING, env=settings.env, train=settings.train)
+
     def run(self) -> None:
         """Check every input, train, and print how it went."""
         import torch
 
         from lago_fast import runs
-        from lago_fast.envs.metaworld import check_tasks
+        from lago_fast.envs.suites import suite_named
+        from lago_fast.evaluate import known_tasks
         from lago_fast.training import make_env, train_run
 
         torch.set_num_threads(self.torch_threads)
         runs.check_free(self.out, overwrite=self.overwrite)
-        check_tasks(self.env.tasks)
-        self._check_inputs()
+        suite = suite_named(self.env.env)
+        suite.check_evaluated(self.env.tasks, self.env.eval_tasks)
+        self._check_inputs(suite.speaks(self.env.tasks))
         train = replace(self.train, device=inputs.check_device(self.train.device))
-        demos = None if self.demos is None else inputs.read_demos(self.demos)
+        demos = None if self.demos is None else inputs.read_demos(self.demos, self.env.env)
         prior = None
         if self.prior is not None:
-            prior = inputs.read_prior(self.prior, train.prior_mode, train.device, demos, self.env.max_episode_steps)
-            inputs.check_fits(prior, self.env.tasks)
+            prior = inputs.read_prior(self.prior, train.prior_mode, train.device, demos, self.env)
+            inputs.check_fits(prior, known_tasks(self.env), self.env.env)
             self._check_control(inputs.exact_of(prior).reference["random_init"])
-        table, encoder = inputs.instruction_table(self.env.tasks, prior, self.instruction_encoder)
+        table, encoder = inputs.instruction_table(self.env, prior, self.instruction_encoder)
         cloned = self._cloned(demos, table) if demos is not None and self.arm == "bc_ppo" else None
         about = {
             "arm": self.arm,
@@ -100,7 +109,7 @@ class Train(Command):
         console.say(f"{result.env_steps:,} steps in {result.wall_s:.0f} s, {speed:,.0f} per second")
         console.say(f"written to {folder}; next: lago eval {self.out}")
 
-    def _check_inputs(self) -> None:
+    def _check_inputs(self, speaks: bool) -> None:
         """Raise UnsupportedArgument when the arm lacks an input, or would ignore one."""
         guided = self.arm.startswith("lago")
         if guided and self.prior is None:
@@ -117,7 +126,7 @@ class Train(Command):
                 f"demos: the arm {self.arm} with --prior-mode {self.train.prior_mode} has no use for them; "
                 "leave them out"
             )
-        if self.instruction_encoder is not None and len(self.env.tasks) == 1:
+        if self.instruction_encoder is not None and not speaks:
             raise UnsupportedArgument("instruction_encoder: with one task the policy sees no instruction; leave it out")
 
     def _check_control(self, random_init: bool) -> None:
@@ -130,11 +139,11 @@ class Train(Command):
             )
 
     def _cloned(self, demos: "Demonstrations", table: "np.ndarray | None") -> "tuple[np.ndarray, np.ndarray]":
-        """Return the demonstrations of the trained tasks, [n, O] as the policy sees them and [n, D]."""
-        from lago_fast.envs.metaworld import task_phrasings
+        """Return the demonstrations of the trained tasks, [n, O] as the policy sees them, and their actions."""
+        from lago_fast.envs.suites import suite_named
         from lago_fast.stage_one import paraphrase
         from lago_fast.training import observations
 
-        wanted = inputs.only_tasks(demos, self.env.tasks)
-        texts = [text for task in self.env.tasks for text in task_phrasings()[task]]
-        return observations(wanted.states, paraphrase(wanted, texts, self.seed), table), wanted.actions
+        wanted, suite = inputs.only_tasks(demos, self.env.tasks), suite_named(self.env.env)
+        ids = paraphrase(wanted, suite.texts(self.env.tasks), self.seed, suite=suite)
+        return observations(wanted.states, ids, table), wanted.actions

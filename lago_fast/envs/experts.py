@@ -24,12 +24,13 @@ class Episode(NamedTuple):
     """One episode as it was played; T steps."""
 
     states: np.ndarray  # [T + 1, S] float32, the last one terminal
-    actions: np.ndarray  # [T, D] float32, as executed
+    actions: np.ndarray  # [T, D] float32 or [T] int64, as executed
     rewards: np.ndarray  # [T] float32, the simulator's
     success: np.ndarray  # [T] bool
     instruction: str
     env_seed: int  # of the simulator whose `round`-th episode this is
     round: int
+    terminated: bool = False  # at the last step; else it is truncated there
 
 
 def make_expert(task: str) -> Expert:

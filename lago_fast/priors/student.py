@@ -76,7 +76,11 @@ class Student(nn.Module):
 
     def forward(self, normal: Tensor, table: Tensor, instruction_id: Tensor) -> PriorOutput:
         """Return the unclamped, unfloored answer for normalised states [B, S], latents [M, Z] and ids [B]."""
-        text = self.instruction(table * table.shape[1] ** 0.5)[instruction_id]
+        scale = table.shape[1] ** 0.5
+        if len(table) > len(instruction_id):
+            text = self.instruction(table[instruction_id] * scale)
+        else:  # fewer rows of words than of states
+            text = self.instruction(table * scale)[instruction_id]
         out = self.net(torch.cat([normal, text], dim=-1))
         if self.kind == "categorical":
             return PriorOutput(log_probs=out.log_softmax(dim=-1))
