@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from lago_fast.demos import Demonstrations
+    from lago_fast.priors.cached_prior import CachedPrior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,18 @@ class Train(Command):
     """Decides initial weights, start positions, goals and wording."""
     instruction_encoder: Annotated[str | None, by_default("the prior's")] = None
     """Language model that encodes the instruction for the policy, with several tasks."""
+    prior_cache: Annotated[str | None, by_default("none")] = None
+    """Keep the exact prior's answers for states that come again: memory, or a file that later runs find them in."""
+    prior_cache_bytes: int = 1 << 30
+    """Memory for kept answers; those that were not found for longest make room."""
+    prior_cache_format: Literal["float32", "float16", "int8"] = "float16"
+    """Of a kept answer."""
+    prior_cache_resolution: Annotated[float | None, by_default("none: every bit of a state counts")] = None
+    """States that round to the same multiples of it are one; the KL that this makes is measured and logged."""
+    max_quantization_kl: Annotated[float | None, by_default("as the prior was made with")] = None
+    """How far off a quantized prior may be, in nats on average; inf takes one that was never measured too."""
+    prior_buckets: bool = False
+    """Ask the prior in batches of few sizes; on a CUDA device each size is one captured graph."""
     torch_threads: int = 1
     """Threads of the learner; the simulators keep the other cores busy."""
     num_threads: Annotated[int | None, by_default("the cores shared among the tasks")] = None
@@ -64,15 +77,22 @@ class Train(Command):
         if self.prior is not None:
             prior = inputs.read_prior(self.prior, train.prior_mode, train.device, demos, self.env.max_episode_steps)
             inputs.check_fits(prior, self.env.tasks)
-            self._check_control(inputs.exact_of(prior).reference["random_init"])
+            exact = inputs.exact_of(prior)
+            self._check_control(exact.reference["random_init"])
+            exact.buckets = self.prior_buckets
+            if self.max_quantization_kl is not None:
+                exact.max_quantization_kl = self.max_quantization_kl
         table, encoder = inputs.instruction_table(self.env.tasks, prior, self.instruction_encoder)
         cloned = self._cloned(demos, table) if demos is not None and self.arm == "bc_ppo" else None
+        cache = self._cache_of(prior)
+        asked = cache or prior
         about = {
             "arm": self.arm,
             "seed": self.seed,
             "env": self.env,
             "train": train,
-            "prior": None if prior is None else {"folder": self.prior, "digest": prior.digest},
+            "prior": None if asked is None else {"folder": self.prior, "digest": asked.digest},
+            "prior_cache": None if cache is None else cache.config,
             "demos": self.demos,
             "instruction_encoder": encoder,
         }
@@ -87,12 +107,17 @@ class Train(Command):
                 Experiment(arms=(self.arm,), seeds=(self.seed,), env=self.env, train=train),
                 folder=folder,
                 table=table,
-                prior=prior,
+                prior=asked,
                 demonstrations=cloned,
                 num_threads=self.num_threads,
                 progress=lambda done, total: advance(f"training {self.arm}, steps", done, total),
             )
         runs.note(folder, implementations=result.model.impls)
+        if cache is not None:
+            stats = cache.cache.stats()
+            runs.note(folder, prior_cache=stats)
+            console.print_facts("cache of the prior's answers", stats)
+            cache.close()
         console.print_training(result.curve)
         if result.audit_kl_nats is not None:
             console.say(f"student to prior: {result.audit_kl_nats:.3f} nats on average")
@@ -119,6 +144,39 @@ class Train(Command):
             )
         if self.instruction_encoder is not None and len(self.env.tasks) == 1:
             raise UnsupportedArgument("instruction_encoder: with one task the policy sees no instruction; leave it out")
+
+        self._check_prior_options(guided)
+
+    def _check_prior_options(self, guided: bool) -> None:
+        """Raise UnsupportedArgument for an option of a prior, or of a cache, that is not there."""
+        of_the_cache = ("prior_cache_bytes", "prior_cache_format", "prior_cache_resolution")
+        for names, there, remedy in (
+            (("prior_cache", "max_quantization_kl", "prior_buckets"), guided, f"the arm {self.arm} has no prior"),
+            (of_the_cache, self.prior_cache is not None, "without --prior-cache there is none"),
+        ):
+            for name in names:
+                if not there and getattr(self, name) != getattr(Train, name):
+                    raise UnsupportedArgument(f"{name}: {remedy}; leave it out")
+        if self.prior_cache is not None and self.train.prior_mode == "amortised":
+            raise UnsupportedArgument(
+                "prior_cache: a student learns while it answers, and answers faster; take --prior-mode exact, or "
+                "leave the cache out"
+            )
+
+    def _cache_of(self, prior: "inputs.Prior | None") -> "CachedPrior | None":
+        """Return the prior behind the cache that was asked for."""
+        from lago_fast.priors.cache import CacheConfig
+        from lago_fast.priors.cached_prior import CachedPrior
+
+        if prior is None or self.prior_cache is None:
+            return None
+        config = CacheConfig(
+            budget_bytes=self.prior_cache_bytes,
+            row_format=self.prior_cache_format,
+            resolution=self.prior_cache_resolution,
+            path=None if self.prior_cache == "memory" else self.prior_cache,
+        )
+        return CachedPrior(prior, config)
 
     def _check_control(self, random_init: bool) -> None:
         """Raise PriorMismatch when a result would carry the wrong name."""
