@@ -566,6 +566,38 @@ def test_info_tells_what_is_there(run, prior, demos, refused, tmp_path, capsys):
 # lago compare
 
 
+# lago audit
+
+
+def test_audit_shows_what_the_prior_said(run, prior, refused, capsys, tmp_path):
+    words = ("audit", run, "--states", 20, "--shown", 4, "--episodes", 2, "--out", tmp_path / "new" / "audit.html")
+    assert lago(*words) == 0
+    told = capsys.readouterr().out
+    assert all(column in told for column in ("instruction", "policy", "KL", "trust", "drawer-open", "hand at"))
+    page = (tmp_path / "new" / "audit.html").read_text()
+    assert (
+        page.count("<tr>")
+        == 1 + 20 + len(re.findall("class='facts'>(.*?)</table>", page, re.DOTALL)[0].split("<tr>")) - 1
+    )
+    assert page.count("data:image/png;base64,") == 2
+    assert "http" not in page
+    assert str(prior) in page
+    assert refused(*words).startswith("RunExists: out: ")
+    assert lago(*words, "--overwrite") == 0
+    assert (tmp_path / "new" / "audit.html").read_text() == page, "the same seed, the same page"
+
+
+def test_audit_refuses_what_it_cannot_compare(run, prior, quantized, refused, tmp_path):
+    assert refused("audit", run, "--prior", quantized).startswith("PriorMismatch: prior: the one in ")
+    assert "holds no run" in refused("audit", prior)
+    assert refused("audit", run, "--states", 0).startswith("UnsupportedArgument: states, shown")
+    words = ("train", "--arm", "ppo", "--tasks", TASKS[0], *SMALL, "--out", tmp_path / "ppo")
+    assert lago(*words) == 0
+    assert "--prior" in refused("audit", tmp_path / "ppo")
+    assert lago("audit", tmp_path / "ppo", "--prior", prior, "--episodes", 1, "--states", 5) == 0
+    assert (tmp_path / "ppo" / "audit.html").is_file()
+
+
 def test_compare_runs_every_arm_and_prints_the_table(backbone, refused, capsys, tmp_path):
     out = tmp_path / "comparison"
     words = ("compare", "--preset", "demo", "--out", out, "--seeds", 0, "--no-measure-baselines")

@@ -1,6 +1,5 @@
 """`lago eval`: how often a trained policy, or a prior alone, solves its tasks."""
 
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -67,28 +66,13 @@ class Evaluate(Command):
 
     def _play_run(self, device: str) -> "dict[str, TaskResult]":
         from lago_fast import runs
-        from lago_fast.algorithms.fast_kl_ppo import FastKLPPO
-        from lago_fast.envs.metaworld import STATE_DIM
         from lago_fast.evaluate import evaluate
         from lago_fast.training import policy_actor
 
         if self.tasks or self.prior_mode is not None:
             raise UnsupportedArgument("tasks, prior_mode: a run plays the tasks of its training, without a prior")
         settings = runs.from_plain(EnvSettings, runs.read_config(self.path)["env"])
-        table = runs.load_table(self.path) if len(settings.tasks) > 1 else None
-        model_file = self.path / runs.MODEL
-        if not zipfile.is_zipfile(model_file):
-            raise UnsupportedArgument(
-                f"path: {self.path} has no readable {runs.MODEL}, its training did not end: train it again, "
-                "or name one of the runs below it"
-            )
-        model = FastKLPPO.load(model_file, device=device)
-        width = STATE_DIM + (0 if table is None else table.shape[1])
-        if model.observation_space.shape != (width,):
-            raise UnsupportedArgument(
-                f"path: the policy of {self.path} reads observations of {model.observation_space.shape}, but "
-                f"with its {runs.TABLE} they are ({width},): it is missing or of another run; train again"
-            )
+        model, table = inputs.read_policy(self.path, settings, device)
         return evaluate(
             policy_actor(model),
             self._with_horizon(settings),

@@ -73,7 +73,7 @@ class Train(Command):
         self._check_inputs()
         train = replace(self.train, device=inputs.check_device(self.train.device))
         demos = None if self.demos is None else inputs.read_demos(self.demos)
-        prior = None
+        prior, of_the_prior = None, None
         if self.prior is not None:
             prior = inputs.read_prior(self.prior, train.prior_mode, train.device, demos, self.env.max_episode_steps)
             inputs.check_fits(prior, self.env.tasks)
@@ -82,16 +82,16 @@ class Train(Command):
             exact.buckets = self.prior_buckets
             if self.max_quantization_kl is not None:
                 exact.max_quantization_kl = self.max_quantization_kl
+            of_the_prior = {"folder": self.prior, "digest": prior.digest, "exact_digest": exact.digest}
         table, encoder = inputs.instruction_table(self.env.tasks, prior, self.instruction_encoder)
         cloned = self._cloned(demos, table) if demos is not None and self.arm == "bc_ppo" else None
         cache = self._cache_of(prior)
-        asked = cache or prior
         about = {
             "arm": self.arm,
             "seed": self.seed,
             "env": self.env,
             "train": train,
-            "prior": None if asked is None else {"folder": self.prior, "digest": asked.digest},
+            "prior": of_the_prior,
             "prior_cache": None if cache is None else cache.config,
             "demos": self.demos,
             "instruction_encoder": encoder,
@@ -107,7 +107,7 @@ class Train(Command):
                 Experiment(arms=(self.arm,), seeds=(self.seed,), env=self.env, train=train),
                 folder=folder,
                 table=table,
-                prior=asked,
+                prior=cache or prior,
                 demonstrations=cloned,
                 num_threads=self.num_threads,
                 progress=lambda done, total: advance(f"training {self.arm}, steps", done, total),
