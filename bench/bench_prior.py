@@ -230,6 +230,8 @@ def memory_of(prior: Any, form: str) -> dict[str, int]:
     return found
 
 
+# torch.compile looks through the cache of a class, and says so
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
 @pytest.mark.parametrize("rows", BATCHES)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", list(SHAPES))

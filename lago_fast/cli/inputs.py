@@ -252,3 +252,8 @@ def exact_of(prior: "Prior") -> "LatentActionPrior":
     from lago_fast.priors.amortised import AmortisedPrior
 
     return prior.exact if isinstance(prior, AmortisedPrior) else prior
+
+
+def digests(prior: "Prior") -> dict[str, str]:
+    """Return what a run records of its prior: the digest of the one that is asked, and of the exact one behind it."""
+    return {"digest": prior.digest, "exact_digest": exact_of(prior).digest}

@@ -8,6 +8,7 @@ import tyro
 
 from lago_fast.cli import console, inputs
 from lago_fast.cli.command import Command, by_default
+from lago_fast.cli.prior_options import PriorOptions
 from lago_fast.errors import PriorMismatch, UnsupportedArgument
 from lago_fast.presets import EnvSettings, Experiment, TrainSettings
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from lago_fast.demos import Demonstrations
-    from lago_fast.priors.cached_prior import CachedPrior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +38,6 @@ class Train(Command):
     """Decides initial weights, start positions, goals and wording."""
     instruction_encoder: Annotated[str | None, by_default("the prior's")] = None
     """Language model that encodes the instruction for the policy, with several tasks."""
-    prior_cache: Annotated[str | None, by_default("none")] = None
-    """Keep the exact prior's answers for states that come again: memory, or a file that later runs find them in."""
-    prior_cache_bytes: int = 1 << 30
-    """Memory for kept answers; those that were not found for longest make room."""
-    prior_cache_format: Literal["float32", "float16", "int8"] = "float16"
-    """Of a kept answer."""
-    prior_cache_resolution: Annotated[float | None, by_default("none: every bit of a state counts")] = None
-    """States that round to the same multiples of it are one; the KL that this makes is measured and logged."""
-    max_quantization_kl: Annotated[float | None, by_default("as the prior was made with")] = None
-    """How far off a quantized prior may be, in nats on average; inf takes one that was never measured too."""
-    prior_buckets: bool = False
-    """Ask the prior in batches of few sizes; on a CUDA device each size is one captured graph."""
     torch_threads: int = 1
     """Threads of the learner; the simulators keep the other cores busy."""
     num_threads: Annotated[int | None, by_default("the cores shared among the tasks")] = None
@@ -58,6 +46,7 @@ class Train(Command):
     """Replace the run that is already at --out."""
     env: tyro.conf.OmitArgPrefixes[EnvSettings] = field(default_factory=EnvSettings)
     train: tyro.conf.OmitArgPrefixes[TrainSettings] = field(default_factory=TrainSettings)
+    asking: tyro.conf.OmitArgPrefixes[PriorOptions] = field(default_factory=PriorOptions)
 
     def run(self) -> None:
         """Check every input, train, and print how it went."""
@@ -73,25 +62,20 @@ class Train(Command):
         self._check_inputs()
         train = replace(self.train, device=inputs.check_device(self.train.device))
         demos = None if self.demos is None else inputs.read_demos(self.demos)
-        prior, of_the_prior = None, None
+        prior = None
         if self.prior is not None:
             prior = inputs.read_prior(self.prior, train.prior_mode, train.device, demos, self.env.max_episode_steps)
             inputs.check_fits(prior, self.env.tasks)
-            exact = inputs.exact_of(prior)
-            self._check_control(exact.reference["random_init"])
-            exact.buckets = self.prior_buckets
-            if self.max_quantization_kl is not None:
-                exact.max_quantization_kl = self.max_quantization_kl
-            of_the_prior = {"folder": self.prior, "digest": prior.digest, "exact_digest": exact.digest}
+            self._check_control(inputs.exact_of(prior).reference["random_init"])
         table, encoder = inputs.instruction_table(self.env.tasks, prior, self.instruction_encoder)
+        cache = None if prior is None else self.asking.apply(prior)
         cloned = self._cloned(demos, table) if demos is not None and self.arm == "bc_ppo" else None
-        cache = self._cache_of(prior)
         about = {
             "arm": self.arm,
             "seed": self.seed,
             "env": self.env,
             "train": train,
-            "prior": of_the_prior,
+            "prior": None if prior is None else {"folder": self.prior, **inputs.digests(prior)},
             "prior_cache": None if cache is None else cache.config,
             "demos": self.demos,
             "instruction_encoder": encoder,
@@ -114,9 +98,8 @@ class Train(Command):
             )
         runs.note(folder, implementations=result.model.impls)
         if cache is not None:
-            stats = cache.cache.stats()
-            runs.note(folder, prior_cache=stats)
-            console.print_facts("cache of the prior's answers", stats)
+            runs.note(folder, prior_cache=cache.cache.stats())
+            console.print_facts("cache of the prior's answers", cache.cache.stats())
             cache.close()
         console.print_training(result.curve)
         if result.audit_kl_nats is not None:
@@ -128,6 +111,7 @@ class Train(Command):
     def _check_inputs(self) -> None:
         """Raise UnsupportedArgument when the arm lacks an input, or would ignore one."""
         guided = self.arm.startswith("lago")
+        self.asking.check(self.arm, guided, self.train.prior_mode)
         if guided and self.prior is None:
             raise UnsupportedArgument(
                 f"prior: the arm {self.arm} needs one; make it with `lago fit-prior` and name its folder"
@@ -144,39 +128,6 @@ class Train(Command):
             )
         if self.instruction_encoder is not None and len(self.env.tasks) == 1:
             raise UnsupportedArgument("instruction_encoder: with one task the policy sees no instruction; leave it out")
-
-        self._check_prior_options(guided)
-
-    def _check_prior_options(self, guided: bool) -> None:
-        """Raise UnsupportedArgument for an option of a prior, or of a cache, that is not there."""
-        of_the_cache = ("prior_cache_bytes", "prior_cache_format", "prior_cache_resolution")
-        for names, there, remedy in (
-            (("prior_cache", "max_quantization_kl", "prior_buckets"), guided, f"the arm {self.arm} has no prior"),
-            (of_the_cache, self.prior_cache is not None, "without --prior-cache there is none"),
-        ):
-            for name in names:
-                if not there and getattr(self, name) != getattr(Train, name):
-                    raise UnsupportedArgument(f"{name}: {remedy}; leave it out")
-        if self.prior_cache is not None and self.train.prior_mode == "amortised":
-            raise UnsupportedArgument(
-                "prior_cache: a student learns while it answers, and answers faster; take --prior-mode exact, or "
-                "leave the cache out"
-            )
-
-    def _cache_of(self, prior: "inputs.Prior | None") -> "CachedPrior | None":
-        """Return the prior behind the cache that was asked for."""
-        from lago_fast.priors.cache import CacheConfig
-        from lago_fast.priors.cached_prior import CachedPrior
-
-        if prior is None or self.prior_cache is None:
-            return None
-        config = CacheConfig(
-            budget_bytes=self.prior_cache_bytes,
-            row_format=self.prior_cache_format,
-            resolution=self.prior_cache_resolution,
-            path=None if self.prior_cache == "memory" else self.prior_cache,
-        )
-        return CachedPrior(prior, config)
 
     def _check_control(self, random_init: bool) -> None:
         """Raise PriorMismatch when a result would carry the wrong name."""
