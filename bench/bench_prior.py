@@ -1,9 +1,11 @@
-"""States per second of a prior: the full prompt for every state, the shared instruction, fewer bits, a student.
+"""States per second of a prior: full prompts, the shared instruction, fewer bits, a cache, a student.
 
 All weights are random: the shapes decide the times, and no answer is looked at but to compare two forms of one prior.
+What a machine has neither the memory nor the time for is skipped, with the figure that says so.
 Run: pytest bench/bench_prior.py --benchmark-only
 """
 
+import gc
 import importlib.metadata
 import statistics
 import tempfile
@@ -17,7 +19,9 @@ import torch
 
 from lago_fast.errors import LagoError
 from lago_fast.priors.amortised import AmortisedPrior
-from lago_fast.priors.backbone import find_backbone
+from lago_fast.priors.backbone import Backbone, find_backbone
+from lago_fast.priors.cache import CacheConfig
+from lago_fast.priors.cached_prior import CachedPrior
 from lago_fast.priors.config import PriorConfig
 from lago_fast.priors.latent_action import LatentActionPrior
 from lago_fast.priors.memory_plan import free_bytes, gigabytes
@@ -29,14 +33,14 @@ STATE_DIM, ACTION_DIM = 39, 4
 WORDS = ["open", "the", "drawer", "of", "desk", "with", "red", "handle", "and", "wait"]  # a token each
 INSTRUCTIONS = [" ".join(WORDS[k:] + WORDS[:k]) for k in range(4)]
 TOKENS = len(WORDS) + 1
-BATCHES = [1, 64, 512]
-# shape -> (family, its configuration, whether a CPU is worth the wait)
-SHAPES: dict[str, tuple[str, dict[str, int], bool]] = {
-    "minilm": ("Bert", {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}, True),
+BATCHES = [1, 64, 512, 4096]
+HIT_PERCENT = [0, 50, 90, 99]
+# shape -> (family, its configuration)
+SHAPES: dict[str, tuple[str, dict[str, int]]] = {
+    "minilm": ("Bert", {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}),
     "llama-256x6": (
         "Llama",
         {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 704},
-        True,
     ),
     "tinyllama-1.1b": (
         "Llama",
@@ -47,15 +51,19 @@ SHAPES: dict[str, tuple[str, dict[str, int], bool]] = {
             "num_key_value_heads": 4,
             "intermediate_size": 5632,
         },
-        False,
     ),
     "llama2-7b": (
         "Llama",
         {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008},
-        False,
     ),
 }
-FORMS = ["naive", "shared", "bf16", "int8", "nf4", "fp8", "amortised"]
+# naive: the full prompt for every state, eager; shared: keys and values kept, or the pooled form of an encoder;
+# compiled: shared, as one CUDA graph per batch size, or by torch.compile on a CPU
+FORMS = ["naive", "shared", "compiled", "bf16", "int8", "nf4", "fp8", "naive-bf16", "compiled-bf16", "amortised"]
+FORMS += [f"cache-{percent}" for percent in HIT_PERCENT]
+LONGEST_CALL_S = 10.0
+LONGEST_MAKING_S = 5.0  # on a CPU; a GPU is worth the wait
+KNOWN_STATES = 8192  # of a cache
 
 
 @cache
@@ -64,7 +72,7 @@ def folder_of(shape: str) -> Path:
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    family, sizes, _ = SHAPES[shape]
+    family, sizes = SHAPES[shape]
     folder = Path(tempfile.mkdtemp(prefix="bench-prior-")) / shape
     config = getattr(transformers, f"{family}Config")(vocab_size=32000, **sizes)
     config.architectures = [f"{family}Model"]
@@ -76,31 +84,73 @@ def folder_of(shape: str) -> Path:
 
 
 @cache
-def prior_of(shape: str, form: str) -> Any:
-    """Return the prior of a shape in one of FORMS; skip where it cannot be had here."""
-    _, sizes, small = SHAPES[shape]
-    free = free_bytes(DEVICE)
-    # two priors in float32 at once, and what their queries need
-    needed = 2.5 * 4 * 12 * sizes["hidden_size"] ** 2 * sizes["num_hidden_layers"]
-    if DEVICE.type == "cpu" and not small:
-        pytest.skip(f"{shape} takes minutes per batch on a CPU")
+def numbers_of(shape: str) -> tuple[int, int]:
+    """Return how many weights a shape has, and how many of them are in linear layers."""
+    from transformers import AutoConfig, AutoModel
+
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.from_pretrained(folder_of(shape)))
+    linear = sum(layer.weight.numel() for layer in linear_layers(model).values())
+    return sum(p.numel() for p in model.parameters()), linear
+
+
+@cache
+def making_s_per_weight() -> float:
+    """Return the seconds in which this machine draws a weight and hashes it."""
+    from lago_fast.priors.backbone import hash_tensors
+
+    count = 4_000_000
+    started = time.perf_counter()
+    hash_tensors({"": torch.empty(count).normal_()})
+    return (time.perf_counter() - started) / count
+
+
+def check_plan(shape: str, form: str, rows: int) -> None:
+    """Skip a case that does not fit into the memory, or the time, that there is."""
+    weights, linear = numbers_of(shape)
+    # in float32 twice while they are drawn, and a smaller one that is made of them
+    free, needed = free_bytes(DEVICE), 2.5 * 4 * weights
     if free is not None and needed > free:
         pytest.skip(f"{shape} needs about {gigabytes(needed)} on {DEVICE}, {gigabytes(free)} are free")
+    if DEVICE.type == "cpu" and weights * making_s_per_weight() > LONGEST_MAKING_S:
+        pytest.skip(f"{shape}: to draw its weights takes about {weights * making_s_per_weight():.0f} s here")
+    seconds = 2 * linear * tokens_read(shape, form) * rows / matrix_products_per_s(torch.float32)
+    if seconds > LONGEST_CALL_S:
+        pytest.skip(f"{shape}, {form}: {rows} rows take at least {seconds:.0f} s a call here")
+
+
+@cache
+def backbone_of(shape: str) -> Backbone:
+    """Return the one backbone of a shape that all forms are made of."""
+    return find_backbone(str(folder_of(shape)), random_init=True)
+
+
+@cache
+def prior_of(shape: str, form: str) -> Any:
+    """Return the prior of a shape in one of FORMS; skip where it cannot be had here."""
     try:
-        if form in ("naive", "shared"):
-            return exact_prior(shape, shared=form == "shared")
+        if form.startswith("naive") or form == "shared":
+            prior = exact_prior(shape, shared=form == "shared")
+            return prior if form != "naive-bf16" else quantize_prior(prior, "bf16", *batch_of(64))
         exact = prior_of(shape, "shared")
-        state, ids = batch_of(64)
         if form == "amortised":
-            return AmortisedPrior(exact, StudentConfig(refresh=False, fallback_kl=None)).fit(state, ids, epochs=1)
-        return quantize_prior(exact, form, state, ids)
+            student = AmortisedPrior(exact, StudentConfig(refresh=False, fallback_kl=None))
+            return student.fit(*batch_of(64), epochs=1)
+        if form.startswith("cache"):
+            cached = CachedPrior(exact, CacheConfig(budget_bytes=1 << 28))
+            cached.query(*batch_of(KNOWN_STATES))
+            return cached
+        if form.startswith("compiled"):
+            # a copy, which makes its own graphs
+            return compiled(exact_prior(shape, shared=True) if form == "compiled" else prior_of(shape, "bf16"))
+        return quantize_prior(exact, form, *batch_of(64))
     except LagoError as error:
         pytest.skip(f"{form}: {error}")
 
 
 def exact_prior(shape: str, *, shared: bool) -> LatentActionPrior:
     """Return a prior that reads the full prompt for every state, or shares what the instruction costs."""
-    backbone = find_backbone(str(folder_of(shape)), random_init=True)
+    backbone = backbone_of(shape)
     form = "pooled" if shared and backbone.kind == "encoder" else "prompt"
     box = ((-1.0,) * ACTION_DIM, (1.0,) * ACTION_DIM)
     torch.manual_seed(0)
@@ -109,11 +159,29 @@ def exact_prior(shape: str, *, shared: bool) -> LatentActionPrior:
     return LatentActionPrior(config, backbone, INSTRUCTIONS, prefix_kv=prefix_kv).freeze().to(DEVICE)
 
 
+def compiled(prior: LatentActionPrior) -> LatentActionPrior:
+    """Let a prior answer in static shapes, by graphs on a CUDA device and by torch.compile elsewhere."""
+    prior.buckets = True
+    if DEVICE.type == "cpu":
+        buckets: Any = prior._ready_now()
+        buckets.run = torch.compile(buckets.run, dynamic=False)
+    return prior
+
+
 def batch_of(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return states and the ids of mixed instructions."""
     generator = torch.Generator().manual_seed(rows)
     ids = torch.arange(rows) % len(INSTRUCTIONS)
     return torch.randn(rows, STATE_DIM, generator=generator).to(DEVICE), ids.to(DEVICE)
+
+
+def partly_known(rows: int, hit_percent: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return states of which a cache knows a share, and their ids; the others are never the same twice."""
+    state, ids = batch_of(KNOWN_STATES)
+    pick = torch.randperm(KNOWN_STATES)[:rows]
+    asked, missing = state[pick], round(rows * (1 - hit_percent / 100))
+    asked[:missing] = torch.randn(missing, STATE_DIM)
+    return asked, ids[pick]
 
 
 def ask(prior: Any, state: torch.Tensor, ids: torch.Tensor) -> None:
@@ -124,32 +192,71 @@ def ask(prior: Any, state: torch.Tensor, ids: torch.Tensor) -> None:
 
 
 @cache
-def matrix_products_per_s() -> float:
-    """Return the floating-point operations per second of a large float32 matrix product on the device."""
-    a, best = torch.randn(1024, 1024, device=DEVICE), float("inf")
+def matrix_products_per_s(dtype: torch.dtype) -> float:
+    """Return the floating-point operations per second of a large matrix product on the device, on one CPU thread."""
+    width, best = (8192, float("inf")) if DEVICE.type == "cuda" else (1024, float("inf"))
+    a = torch.randn(width, width, device=DEVICE).to(dtype)
     for _ in range(5):
         started = time.perf_counter()
         a @ a
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - started)
-    return 2 * 1024**3 / best
+    return 2 * width**3 / best
 
 
 def tokens_read(shape: str, form: str) -> int:
-    """Return how many tokens pass the transformer for one state."""
-    if form == "naive":
+    """Return how many tokens pass the transformer for one state that it is asked about."""
+    if form == "amortised":
+        return 0
+    if form.startswith("naive"):
         return TOKENS
     return 2 if SHAPES[shape][0] == "Bert" else 1
 
 
+def memory_of(prior: Any, form: str) -> dict[str, int]:
+    """Return the bytes of what a form keeps: weights, the instructions' keys and values, cached rows."""
+    if form == "amortised":
+        return {"weights_bytes": weights_bytes(prior.student)}
+    if form.startswith("cache"):
+        return {"weights_bytes": weights_bytes(prior.inner.transformer), "cache_bytes": prior.cache.stats()["bytes"]}
+    found = {"weights_bytes": weights_bytes(prior.transformer)}
+    if prior.prefix_kv:
+        prior.query(*batch_of(1))
+        prefix = prior._ready[1].keywords["prefix"]
+        found["prefix_bytes"] = sum(t.untyped_storage().nbytes() for t in (*prefix.keys, *prefix.values))
+    if DEVICE.type == "cuda":
+        found["peak_bytes"] = torch.cuda.max_memory_allocated()
+    return found
+
+
+# torch.compile looks through the cache of a class, and says so
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
 @pytest.mark.parametrize("rows", BATCHES)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", list(SHAPES))
 def test_states_per_second(benchmark, shape, form, rows):
+    check_plan(shape, form, rows)
+    hit_percent = int(form.removeprefix("cache-")) if form.startswith("cache") else None
+    if rows == 1 and hit_percent in (50, 90, 99):
+        pytest.skip("one row is known, or it is not")
     prior, (state, ids) = prior_of(shape, form), batch_of(rows)
-    benchmark.pedantic(ask, (prior, state, ids), rounds=10 if rows < 512 else 3, warmup_rounds=1)
-    fastest = benchmark.stats.stats.min
+    if form not in ("compiled", "compiled-bf16"):
+        started = time.perf_counter()
+        ask(prior, *batch_of(8))
+        expected = (time.perf_counter() - started) * rows / 8
+        if rows > 64 and expected > LONGEST_CALL_S:
+            pytest.skip(f"{shape}, {form}: {rows} rows would take about {expected:.0f} s a call, as 8 rows do")
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    gc.collect()
+    rounds = 15 if rows <= 64 else 5 if rows <= 512 else 3
+    if hit_percent is None:
+        benchmark.pedantic(ask, (prior, state, ids), rounds=rounds, warmup_rounds=1)
+    else:
+        # a row that was not known is, once it was asked for
+        benchmark.pedantic(ask, setup=lambda: ((prior, *partly_known(rows, hit_percent)), {}), rounds=rounds)
+    middle = benchmark.stats.stats.median
     benchmark.extra_info.update(
         shape=shape,
         form=form,
@@ -157,32 +264,35 @@ def test_states_per_second(benchmark, shape, form, rows):
         weights="random",
         tokens=TOKENS,
         device=torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",
-        states_per_s=rows / fastest,
+        states_per_s=rows / middle,
+        **memory_of(prior, form),
         **{name: importlib.metadata.version(name) for name in ("transformers", "bitsandbytes")},
     )
-    if form == "amortised":
-        return
-    benchmark.extra_info["weights_bytes"] = weights_bytes(prior.transformer)
-    if form in ("naive", "shared"):
-        in_linear = sum(layer.weight.numel() for layer in linear_layers(prior.transformer).values())
-        done = 2 * in_linear * tokens_read(shape, form) * rows / fastest
-        benchmark.extra_info["share_of_matrix_product_rate"] = done / matrix_products_per_s()
+    read = tokens_read(shape, form)
+    if read and hit_percent is None:
+        dtype = torch.float32 if form in ("naive", "shared", "compiled", "int8", "nf4") else torch.bfloat16
+        done = 2 * numbers_of(shape)[1] * read * rows / middle
+        benchmark.extra_info["matrix_products_per_s"] = matrix_products_per_s(dtype)
+        benchmark.extra_info["share_of_matrix_product_rate"] = done / matrix_products_per_s(dtype)
 
 
-@pytest.mark.parametrize("rows", BATCHES)
+@pytest.mark.parametrize("rows", BATCHES[:3])
 @pytest.mark.parametrize("shape", list(SHAPES))
 def test_ratio_of_the_shared_instruction_to_the_full_prompt(benchmark, shape, rows):
+    check_plan(shape, "naive", rows)
     naive, shared, (state, ids) = prior_of(shape, "naive"), prior_of(shape, "shared"), batch_of(rows)
     if shared.prefix_kv:
         # a form that is wrong is not timed; the pooled form is another prior, with nothing to compare
         torch.testing.assert_close(shared.query(state, ids).mean, naive.query(state, ids).mean, atol=1e-4, rtol=1e-3)
     times: dict[str, list[float]] = {"naive": [], "shared": []}
-    for _ in range(7 if rows < 512 else 3):  # in turn, so that a busy machine slows both
+    for _ in range(9 if rows < 512 else 5):  # in turn, so that a busy machine slows both
         for name, prior in (("naive", naive), ("shared", shared)):
             started = time.perf_counter()
             ask(prior, state, ids)
             times[name].append(time.perf_counter() - started)
     middle = statistics.median(a / b for a, b in zip(times["naive"], times["shared"], strict=True))
     fastest = min(times["naive"]) / min(times["shared"])
-    benchmark.extra_info.update(shape=shape, rows=rows, weights="random", ratio_median=middle, ratio_of_fastest=fastest)
+    benchmark.extra_info.update(
+        shape=shape, rows=rows, weights="random", tokens=TOKENS, ratio_median=middle, ratio_of_fastest=fastest
+    )
     benchmark.pedantic(ask, (shared, state, ids), rounds=3)

@@ -3,7 +3,8 @@
     config.json       every setting, resolved; its `run_format` marks the folder as a run
     provenance.json   commit, versions, hardware, command line
     instruction_table.npy  what the policy sees of the instructions, with several tasks
-    progress.csv, events.out.tfevents.*, checkpoints/, model.zip, curve.json, report.json, curves.png
+    progress.csv, events.out.tfevents.*, checkpoints/, model.zip, curve.json, report.json, curves.png,
+    audit.html
 
 Test: pytest tests/test_runs.py
 """
@@ -31,6 +32,7 @@ from lago_fast.errors import RunExists, UnsupportedArgument
 RUN_FORMAT = 1
 CONFIG, PROVENANCE, PROGRESS, CURVE = "config.json", "provenance.json", "progress.csv", "curve.json"
 MODEL, TABLE, REPORT, FIGURE = "model.zip", "instruction_table.npy", "report.json", "curves.png"
+AUDIT = "audit.html"
 # all that a run may write, and all that `overwrite` may delete; paths relative to the folder
 RUN_FILES = (
     CONFIG,
@@ -41,6 +43,7 @@ RUN_FILES = (
     TABLE,
     REPORT,
     FIGURE,
+    AUDIT,
     "events.out.tfevents.*",
     "checkpoints/*.zip",
 )

@@ -3,6 +3,7 @@
 The simulators, the datasets, the training and the files are real; the language model is a tiny random BERT.
 """
 
+import csv
 import json
 import re
 import shutil
@@ -304,6 +305,90 @@ def test_the_other_arms_train_too(arm, prior, demos, backbone, tmp_path, monkeyp
     assert (runs.load_table(tmp_path / arm) is None) == (len(config["env"]["tasks"]) == 1)
 
 
+def trained(folder):
+    """Return the weights of a run, and what it logged but for times and the cache's size."""
+    from lago_fast import FastKLPPO
+
+    with (folder / "progress.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    kept = [{k: v for k, v in row.items() if not k.startswith(("time/", "prior/"))} for row in rows]
+    return FastKLPPO.load(folder / "model.zip", device="cpu").policy.state_dict(), kept, rows
+
+
+def test_a_second_run_is_answered_by_the_file_of_the_first_and_equals_it(prior, tmp_path, capsys):
+    words = ("train", "--prior", prior, "--prior-mode", "exact", "--tasks", *TASKS, *SMALL)
+    words = (*words, "--prior-cache", tmp_path / "answers.lmdb")
+    for name in ("cold", "warm"):
+        assert lago(*words, "--out", tmp_path / name) == 0
+    (cold, logged, cold_rows), (warm, logged_again, warm_rows) = (trained(tmp_path / n) for n in ("cold", "warm"))
+    assert all(float(row["prior/cache_hit_rate"]) == 0 for row in cold_rows), "continuous states do not come again"
+    assert all(float(row["prior/cache_hit_rate"]) == 1 for row in warm_rows)
+    assert all(torch_equal(cold[name], warm[name]) for name in cold)
+    assert logged == logged_again
+    assert runs.read_config(tmp_path / "warm")["prior_cache"]["path"] == str(tmp_path / "answers.lmdb")
+    stats = runs.read_json(tmp_path / "warm" / "provenance.json")["prior_cache"]
+    assert stats["file_hits"] == stats["file_rows"] == 600
+    assert "file_hits" in capsys.readouterr().out
+
+
+def torch_equal(a, b):
+    import torch
+
+    return torch.equal(a, b)
+
+
+def test_what_rounded_keys_change_is_logged(prior, tmp_path):
+    words = ("train", "--prior", prior, "--prior-mode", "exact", "--tasks", *TASKS, *SMALL, "--out", tmp_path / "run")
+    words = (*words, "--prior-cache", "memory", "--prior-cache-resolution", 0.5, "--prior-cache-format", "int8")
+    assert lago(*words) == 0
+    rows = trained(tmp_path / "run")[2]
+    assert float(rows[-1]["prior/cache_hit_rate"]) > 0.3
+    assert float(rows[0]["prior/cache_kl_nats"]) > 0
+
+
+@pytest.fixture(scope="module")
+def quantized(demos, backbone, tmp_path_factory):
+    """Return a prior that is further from the exact one than it is allowed to be."""
+    path = tmp_path_factory.mktemp("cli") / "quantized"
+    words = ("--demos", demos, "--backbone", backbone, "--epochs", 1, "--no-student", "--quantization", "nf4")
+    assert lago("fit-prior", "--out", path, *words, "--max-quantization-kl", 1e-9) == 0
+    return path
+
+
+def test_a_cache_of_another_prior_or_none_is_refused(prior, quantized, refused, tmp_path):
+    cache = ("--prior-cache", tmp_path / "answers.lmdb")
+    words = ("train", "--prior-mode", "exact", "--tasks", *TASKS, *SMALL, *cache, "--out")
+    assert lago(*words, tmp_path / "run", "--prior", prior) == 0
+    assert refused(*words, tmp_path / "x", "--prior", quantized).startswith("CacheMismatch: path: ")
+    whole = (tmp_path / "answers.lmdb").read_bytes()
+    (tmp_path / "answers.lmdb").write_bytes(whole[: len(whole) // 2])
+    assert refused(*words, tmp_path / "x", "--prior", prior).startswith("CacheCorrupt: path: ")
+
+    def train(*more):
+        return refused("train", "--tasks", *TASKS, "--out", tmp_path / "x", *more)
+
+    assert "take --prior-mode exact" in train("--prior", prior, *cache)
+    assert train("--prior", prior, "--prior-cache-bytes", 5).startswith("UnsupportedArgument: prior_cache_bytes: ")
+    assert train("--arm", "ppo", *cache).startswith("UnsupportedArgument: prior_cache: the arm ppo has no prior")
+    words = ("--prior", prior, "--prior-mode", "exact", "--prior-cache", "memory")
+    assert "do not hold one row" in train(*words, "--prior-cache-bytes", 5)
+    assert "give at least" in train(*words, "--prior-cache-bytes", 5000, *SMALL)
+    assert not (tmp_path / "x").exists() or runs.is_run(tmp_path / "x")
+
+
+def test_a_quantized_prior_that_is_too_far_off_is_taken_only_when_told(quantized, refused, tmp_path, capsys):
+    capsys.readouterr()
+    assert lago("info", quantized) == 0
+    told = capsys.readouterr().out
+    shown = ("name", "kl_nats", "agreement", "std_floor", "weights_bytes", "exact_weights_bytes")
+    assert all(f"quantization.{name} " in told for name in shown)
+    words = ("train", "--prior", quantized, "--prior-mode", "exact", "--tasks", *TASKS, *SMALL)
+    line = refused(*words, "--out", tmp_path / "x")
+    assert line.startswith("QuantizedTooFar: prior: quantized to nf4, its KL from the exact prior is ")
+    assert "--max-quantization-kl" in line
+    assert lago(*words, "--out", tmp_path / "run", "--max-quantization-kl", 9, "--prior-buckets") == 0
+
+
 def test_a_run_is_overwritten_only_when_asked_and_only_by_one_that_starts(run, backbone, refused, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     before = {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
@@ -448,6 +533,38 @@ def test_info_tells_what_is_there(run, prior, demos, refused, tmp_path, capsys):
 
 
 # lago compare
+
+
+# lago audit
+
+
+def test_audit_shows_what_the_prior_said(run, prior, refused, capsys, tmp_path):
+    words = ("audit", run, "--states", 20, "--shown", 4, "--episodes", 2, "--out", tmp_path / "new" / "audit.html")
+    assert lago(*words) == 0
+    told = capsys.readouterr().out
+    assert all(column in told for column in ("instruction", "policy", "KL", "trust", "drawer-open", "hand at"))
+    page = (tmp_path / "new" / "audit.html").read_text()
+    assert (
+        page.count("<tr>")
+        == 1 + 20 + len(re.findall("class='facts'>(.*?)</table>", page, re.DOTALL)[0].split("<tr>")) - 1
+    )
+    assert page.count("data:image/png;base64,") == 2
+    assert "http" not in page
+    assert str(prior) in page
+    assert refused(*words).startswith("RunExists: out: ")
+    assert lago(*words, "--overwrite") == 0
+    assert (tmp_path / "new" / "audit.html").read_text() == page, "the same seed, the same page"
+
+
+def test_audit_refuses_what_it_cannot_compare(run, prior, quantized, refused, tmp_path):
+    assert refused("audit", run, "--prior", quantized).startswith("PriorMismatch: prior: the one in ")
+    assert "holds no run" in refused("audit", prior)
+    assert refused("audit", run, "--states", 0).startswith("UnsupportedArgument: states, shown")
+    words = ("train", "--arm", "ppo", "--tasks", TASKS[0], *SMALL, "--out", tmp_path / "ppo")
+    assert lago(*words) == 0
+    assert "--prior" in refused("audit", tmp_path / "ppo")
+    assert lago("audit", tmp_path / "ppo", "--prior", prior, "--episodes", 1, "--states", 5) == 0
+    assert (tmp_path / "ppo" / "audit.html").is_file()
 
 
 def test_compare_runs_every_arm_and_prints_the_table(backbone, refused, capsys, tmp_path):

@@ -13,7 +13,9 @@ namespace {
 
 constexpr std::uint64_t kC1 = 0x87c37b91114253d5u;
 constexpr std::uint64_t kC2 = 0x4cf5ad432745937fu;
-constexpr std::size_t kRowsPerJob = 1024;
+constexpr std::size_t kRowsPerJob = 256;
+// To hash a byte takes as long as to copy so many.
+constexpr std::size_t kCopiesPerHash = 8;
 
 inline std::uint64_t Rotate(std::uint64_t x, int bits) { return (x << bits) | (x >> (64 - bits)); }
 inline std::uint64_t Mix1(std::uint64_t k) { return Rotate(k * kC1, 31) * kC2; }
@@ -95,9 +97,9 @@ std::size_t UnsafeHashRows(const Observations& in, int threads, Key* keys) {
   const std::size_t jobs = (in.rows + kRowsPerJob - 1) / kRowsPerJob;
   std::vector<std::size_t> stops(jobs);
   const auto end_of = [&](std::size_t job) { return std::min(in.rows, (job + 1) * kRowsPerJob); };
-  ParallelFor(jobs, ThreadsFor(in.rows * in.width * sizeof(float), threads), [&](std::size_t job, int) {
-    stops[job] = HashRange(in, job * kRowsPerJob, end_of(job), keys);
-  });
+  ParallelFor(
+      jobs, ThreadsFor(kCopiesPerHash * in.rows * in.width * sizeof(float), threads),
+      [&](std::size_t job, int) { stops[job] = HashRange(in, job * kRowsPerJob, end_of(job), keys); });
   for (std::size_t job = 0; job < jobs; ++job) {
     if (stops[job] != end_of(job)) return stops[job];
   }

@@ -7,8 +7,8 @@
 
 namespace lago {
 
-// Waking a thread costs up to a hundred microseconds: one is worth its cost from this many bytes of work on.
-constexpr std::size_t kBytesPerThread = std::size_t{4} << 20;
+// Waking a thread costs tens of microseconds: one is worth its cost from this many copied bytes on.
+constexpr std::size_t kBytesPerThread = std::size_t{1} << 20;
 
 inline int ThreadsFor(std::size_t bytes, int most) {
   return static_cast<int>(

@@ -46,6 +46,19 @@ __attribute__((target("avx,f16c"))) void HalvesToFloatsF16c(const std::uint8_t* 
   }
 }
 
+// `out` is a multiple of 32.
+__attribute__((target("avx,f16c"))) void HalvesToMemoryF16c(const std::uint8_t* halves, std::size_t n,
+                                                            float* out) {
+  const std::size_t whole = n / 8 * 8;
+  for (std::size_t i = 0; i < whole; i += 8) {
+    _mm256_stream_ps(out + i,
+                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves + 2 * i))));
+  }
+  HalvesToFloatsF16c(halves + 2 * whole, n - whole, out + whole);
+  // Such writes may be seen late by other threads.
+  _mm_sfence();
+}
+
 __attribute__((target("avx,f16c"))) void FloatsToHalvesF16c(const float* in, std::size_t n,
                                                             std::uint8_t* halves) {
   std::size_t i = 0;
@@ -171,13 +184,14 @@ RowFault RowCodec::Encode(const float* row, std::uint8_t* encoded) const {
   return fault;
 }
 
-void RowCodec::Decode(const std::uint8_t* encoded, float* row) const {
+void RowCodec::Decode(const std::uint8_t* encoded, float* row, bool past_caches) const {
   if (format_ == RowFormat::kFloat32) {
     std::memcpy(row, encoded, row_bytes_);
   } else if (format_ == RowFormat::kFloat16) {
 #ifdef LAGO_HAS_F16C
     if (f16c_) {
-      HalvesToFloatsF16c(encoded, width_, row);
+      const bool streams = past_caches && reinterpret_cast<std::uintptr_t>(row) % 32 == 0;
+      (streams ? HalvesToMemoryF16c : HalvesToFloatsF16c)(encoded, width_, row);
       return;
     }
 #endif

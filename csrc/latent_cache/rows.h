@@ -28,7 +28,8 @@ class RowCodec {
   // Minus infinity is kept in every format (the log-probability of an impossible action); a NaN, plus
   // infinity and what float16 cannot hold are faults, and leave `encoded` undefined.
   RowFault Encode(const float* row, std::uint8_t* encoded) const;
-  void Decode(const std::uint8_t* encoded, float* row) const;
+  // `past_caches`: write to memory directly where that can be done; the writes are done on return.
+  void Decode(const std::uint8_t* encoded, float* row, bool past_caches) const;
 
  private:
   RowFormat format_;

@@ -61,9 +61,9 @@ class LatentTable {
 
   struct alignas(64) Shard {
     std::mutex mutex;
-    Lazy<Slot> slots;
-    Lazy<std::uint8_t> records;  // key, then row, of `stride_` bytes
-    Lazy<std::uint8_t> found;    // since the hand last passed
+    Slot* slots = nullptr;
+    std::uint8_t* records = nullptr;  // key, then row, of `stride_` bytes
+    std::uint8_t* found = nullptr;    // since the hand last passed
     std::size_t used = 0;
     std::size_t hand = 0;
     TableStats stats;
@@ -85,7 +85,7 @@ class LatentTable {
   std::size_t HomeOf(std::uint32_t tag) const { return (std::uint64_t{tag} * slots_) >> 32; }
   std::size_t Next(std::size_t slot) const { return slot + 1 == slots_ ? 0 : slot + 1; }
   std::uint8_t* Record(const Shard& shard, std::uint32_t number) const {
-    return shard.records.get() + (number - 1) * stride_;
+    return shard.records + (number - 1) * stride_;
   }
 
   std::uint32_t Candidate(const Shard& shard, Key key) const;
@@ -99,6 +99,10 @@ class LatentTable {
   int shard_bits_ = 0;
   std::size_t capacity_ = 0;  // rows of a shard
   std::size_t slots_ = 0;     // of a shard
+  // Of all shards, side by side.
+  Lazy<Slot> slot_memory_;
+  Lazy<std::uint8_t> record_memory_;
+  Lazy<std::uint8_t> found_memory_;
   std::vector<Shard> shards_;
 };
 

@@ -56,7 +56,8 @@ def check_quantization(prior: ActionPrior) -> None:
                 raise QuantizedTooFar(
                     f"prior: quantized to {asked.quantization}, its KL from the exact prior {measured}, and at most "
                     f"{bound:g} are allowed; take the exact prior or another quantization, calibrate its head "
-                    "(quantize_prior with calibration_states), or raise its max_quantization_kl"
+                    "(quantize_prior with calibration_states), or raise its max_quantization_kl "
+                    "(--max-quantization-kl)"
                 )
         # a student has its `exact` prior behind it, a cache its `inner` one
         asked = getattr(asked, "exact", None) or getattr(asked, "inner", None)

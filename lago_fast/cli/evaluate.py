@@ -1,6 +1,5 @@
 """`lago eval`: how often a trained policy, or a prior alone, solves its tasks."""
 
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -106,7 +105,6 @@ class Evaluate(Command):
 
     def _run_player(self, device: str) -> "_Player":
         from lago_fast import runs
-        from lago_fast.algorithms.fast_kl_ppo import FastKLPPO
         from lago_fast.envs.suites import suite_named
         from lago_fast.evaluate import known_tasks, rows_for
         from lago_fast.training import policy_actor
@@ -117,20 +115,7 @@ class Evaluate(Command):
             raise UnsupportedArgument("tasks, prior_mode: a run plays the tasks of its training, without a prior")
         if self.env not in (None, settings.env):
             raise UnsupportedArgument(f"env: {self.path} was trained on {settings.env}; leave --env out")
-        table = runs.load_table(self.path) if suite.speaks(settings.tasks) else None
-        model_file = self.path / runs.MODEL
-        if not zipfile.is_zipfile(model_file):
-            raise UnsupportedArgument(
-                f"path: {self.path} has no readable {runs.MODEL}, its training did not end: train it again, "
-                "or name one of the runs below it"
-            )
-        model = FastKLPPO.load(model_file, device=device)
-        width = suite.state_dim + (0 if table is None else table.shape[1])
-        if model.observation_space.shape != (width,):
-            raise UnsupportedArgument(
-                f"path: the policy of {self.path} reads observations of {model.observation_space.shape}, but "
-                f"with its {runs.TABLE} they are ({width},): it is missing or of another run; train again"
-            )
+        model, table = inputs.read_policy(self.path, settings, device)
         asked = self._as_asked(settings)
         table = rows_for(settings, suite.texts(known_tasks(asked)), table)
         return _Player(policy_actor(model, sample=asked.sample_actions, seed=self.seed), asked, table)

@@ -70,6 +70,8 @@ class FitPrior(Command):
     """Bits of the language model's weights once it is fitted: less memory, and answers that are a little off."""
     max_quantization_kl: float = 0.05
     """How far off, in nats on average, they may be for `lago train` to take the prior."""
+    trust_rows: int = 512
+    """Demonstrated states to remember, by which each answer says how far it may be trusted; 0 for none."""
     no_student: bool = False
     """Leave out the fast student that --prior-mode amortised uses."""
     student_epochs: int = PriorSettings.student_epochs
@@ -140,6 +142,7 @@ class FitPrior(Command):
                 gradient_accumulation_steps=self.gradient_accumulation_steps,
                 quantization=self.quantization,
                 max_quantization_kl=self.max_quantization_kl,
+                trust_rows=self.trust_rows,
                 seed=self.seed,
                 device=device,
                 progress=lambda at: advance("fitting, passes over the demonstrations", at["epoch"], at["epochs"]),

@@ -1,5 +1,6 @@
 """What several commands read: devices, demonstrations, priors; checked before any work begins."""
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from lago_fast.presets import EnvSettings, Experiment, start_of
 if TYPE_CHECKING:
     import numpy as np
 
+    from lago_fast.algorithms.fast_kl_ppo import FastKLPPO
     from lago_fast.demos import Demonstrations
     from lago_fast.priors.amortised import AmortisedPrior
     from lago_fast.priors.latent_action import LatentActionPrior
@@ -37,6 +39,36 @@ def check_device(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise DeviceUnavailable(f"device: {device!r} was asked for, but there is no CUDA device; use cpu or auto")
     return device
+
+
+# runs
+
+
+def read_policy(folder: Path, settings: EnvSettings, device: str) -> "tuple[FastKLPPO, np.ndarray | None]":
+    """Return the policy of a run, and the table [M, r] of what it sees of the instructions.
+
+    Raises:
+        UnsupportedArgument: its training did not end, or its table is missing or of another run.
+    """
+    from lago_fast import runs
+    from lago_fast.algorithms.fast_kl_ppo import FastKLPPO
+    from lago_fast.envs.suites import suite_named
+
+    suite = suite_named(settings.env)
+    table = runs.load_table(folder) if suite.speaks(settings.tasks) else None
+    if not zipfile.is_zipfile(folder / runs.MODEL):
+        raise UnsupportedArgument(
+            f"path: {folder} has no readable {runs.MODEL}, its training did not end: train it again, "
+            "or name one of the runs below it"
+        )
+    model = FastKLPPO.load(folder / runs.MODEL, device=device)
+    width = suite.state_dim + (0 if table is None else table.shape[1])
+    if model.observation_space.shape != (width,):
+        raise UnsupportedArgument(
+            f"path: the policy of {folder} reads observations of {model.observation_space.shape}, but "
+            f"with its {runs.TABLE} they are ({width},): it is missing or of another run; train again"
+        )
+    return model, table
 
 
 # demonstrations
@@ -241,3 +273,8 @@ def exact_of(prior: "Prior") -> "LatentActionPrior":
     from lago_fast.priors.amortised import AmortisedPrior
 
     return prior.exact if isinstance(prior, AmortisedPrior) else prior
+
+
+def digests(prior: "Prior") -> dict[str, str]:
+    """Return what a run records of its prior: the digest of the one that is asked, and of the exact one behind it."""
+    return {"digest": prior.digest, "exact_digest": exact_of(prior).digest}

@@ -8,6 +8,7 @@ import tyro
 
 from lago_fast.cli import console, inputs
 from lago_fast.cli.command import Command, by_default
+from lago_fast.cli.prior_options import PriorOptions
 from lago_fast.errors import PriorMismatch, UnsupportedArgument
 from lago_fast.presets import EnvSettings, Experiment, TrainSettings, start_of
 
@@ -45,6 +46,7 @@ class Train(Command):
     """Replace the run that is already at --out."""
     env: tyro.conf.OmitArgPrefixes[EnvSettings] = field(default_factory=EnvSettings)
     train: tyro.conf.OmitArgPrefixes[TrainSettings] = field(default_factory=TrainSettings)
+    asking: tyro.conf.OmitArgPrefixes[PriorOptions] = field(default_factory=PriorOptions)
 
     @classmethod
     def start(cls, preset: str, env: str) -> "Train":
@@ -75,13 +77,15 @@ class Train(Command):
             inputs.check_fits(prior, known_tasks(self.env), self.env.env)
             self._check_control(inputs.exact_of(prior).reference["random_init"])
         table, encoder = inputs.instruction_table(self.env, prior, self.instruction_encoder)
+        cache = None if prior is None else self.asking.apply(prior)
         cloned = self._cloned(demos, table) if demos is not None and self.arm == "bc_ppo" else None
         about = {
             "arm": self.arm,
             "seed": self.seed,
             "env": self.env,
             "train": train,
-            "prior": None if prior is None else {"folder": self.prior, "digest": prior.digest},
+            "prior": None if prior is None else {"folder": self.prior, **inputs.digests(prior)},
+            "prior_cache": None if cache is None else cache.config,
             "demos": self.demos,
             "instruction_encoder": encoder,
         }
@@ -96,12 +100,16 @@ class Train(Command):
                 Experiment(arms=(self.arm,), seeds=(self.seed,), env=self.env, train=train),
                 folder=folder,
                 table=table,
-                prior=prior,
+                prior=cache or prior,
                 demonstrations=cloned,
                 num_threads=self.num_threads,
                 progress=lambda done, total: advance(f"training {self.arm}, steps", done, total),
             )
         runs.note(folder, implementations=result.model.impls)
+        if cache is not None:
+            runs.note(folder, prior_cache=cache.cache.stats())
+            console.print_facts("cache of the prior's answers", cache.cache.stats())
+            cache.close()
         console.print_training(result.curve)
         if result.audit_kl_nats is not None:
             console.say(f"student to prior: {result.audit_kl_nats:.3f} nats on average")
@@ -112,6 +120,7 @@ class Train(Command):
     def _check_inputs(self, speaks: bool) -> None:
         """Raise UnsupportedArgument when the arm lacks an input, or would ignore one."""
         guided = self.arm.startswith("lago")
+        self.asking.check(self.arm, guided, self.train.prior_mode)
         if guided and self.prior is None:
             raise UnsupportedArgument(
                 f"prior: the arm {self.arm} needs one; make it with `lago fit-prior` and name its folder"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-from lago_fast.envs.clevr_goals import NUM_BALLS, nearest
+from lago_fast.envs.clevr_goals import COLOURS, NUM_BALLS, nearest
 from lago_fast.errors import NonFiniteError, UnsupportedArgument
 
 # the diagonals are as published: longer than 1, so that they start farther off and push harder
@@ -16,6 +16,8 @@ PUSHES = np.array(
     [(1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8)]
 )
 SUBSTEPS = 40  # of 10 ms
+COMPASS = ("right", "behind", "left", "front", "right-behind", "left-behind", "right-front", "left-front")  # of PUSHES
+PUSH_NAMES = tuple(f"{colour} {way}" for colour in COLOURS for way in COMPASS)
 BEHIND_BALL = 0.15  # of a push, where the agent starts, in lengths of its direction
 GRID = 10
 ACTION_TYPES = ("perfect", "discrete", "continuous")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError, ResetNeeded
 
-from lago_fast.envs.clevr_actions import PUSHES, Drive, action_space, check_actions, drive
+from lago_fast.envs.clevr_actions import PUSH_NAMES, PUSHES, Drive, action_space, check_actions, drive
 from lago_fast.envs.clevr_drawing import Painter
 from lago_fast.envs.clevr_episodes import Episodes, Family, families_of
 from lago_fast.envs.clevr_goals import check_families, nearest, split_families
@@ -21,6 +21,7 @@ from lago_fast.envs.clevr_observations import OBSERVATIONS, Observer
 from lago_fast.envs.clevr_physics import ClevrPhysics
 from lago_fast.envs.clevr_rewards import REWARDS, SINGLE_RELATION, Moved, careless
 from lago_fast.envs.clevr_scenes import GAP_M
+from lago_fast.envs.state_words import describe_clevr
 from lago_fast.envs.vec_env import ArrayReset, ArrayStep, ArrayVecEnv, ReturnNormalizer
 from lago_fast.errors import NonFiniteError, UnsupportedArgument
 
@@ -129,6 +130,9 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
         table = None if instruction_table is None else self._check_table(instruction_table)
         self._observer = Observer(observation, self._painter, table)
         self.state_dim, self.observation_space = self._observer.state_dim, self._observer.space
+        self.action_names = PUSH_NAMES if action_type == "perfect" else ()
+        if observation.startswith("positions"):
+            self.describe_state = describe_clevr  # type: ignore[method-assign]
         self._gap, self._solved_start = ball_gap, solved_start
         self._qpos, self._qvel = self.physics.initial_state(np.zeros((num_envs, 5, 2)))
         self._ball_xy, self._stale_xy = np.zeros((2, num_envs, 5, 2))

@@ -21,6 +21,7 @@ from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoA
 from gymnasium.spaces import Box
 
 from lago_fast.envs.fresh_pool import FreshPool
+from lago_fast.envs.state_words import describe_metaworld
 from lago_fast.envs.vec_env import ArrayReset, ArrayStep, ArrayVecEnv, ReturnNormalizer
 from lago_fast.errors import MissingExtra, NonFiniteError, UnknownTask, UnsupportedArgument
 
@@ -94,6 +95,9 @@ class MetaworldArrayEnv(ArrayVecEnv):
 
     Not supported: rendering, goals hidden from the observation.
     """
+
+    action_names = ("x", "y", "z", "grip")
+    describe_state = staticmethod(describe_metaworld)
 
     def __init__(
         self,
@@ -384,9 +388,7 @@ def _check_settings(
 
 def _cores() -> int:
     """Cores this process may use; affinity is unknown outside Linux."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _import_envpool() -> ModuleType:

@@ -47,6 +47,11 @@ class ArrayVecEnv(ABC):
     tasks: list[str]
     task_id: np.ndarray
     render_mode: str | None = None
+    action_names: tuple[str, ...] = ()  # of the D dimensions or of the A choices, for people; (): they have none
+
+    def describe_state(self, state: np.ndarray) -> str:
+        """Return a raw state [S] in words; an environment that has none for it shows the numbers."""
+        return ", ".join(f"{value:.3g}" for value in state)
 
     @abstractmethod
     def reset(self) -> ArrayReset:

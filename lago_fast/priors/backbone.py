@@ -11,7 +11,7 @@ import importlib.metadata
 import inspect
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -98,6 +98,17 @@ def find_backbone(
         max_tokens=_max_tokens(model.config, tokenizer),
         model=model,
         tokenizer=tokenizer,
+    )
+
+
+def find_reference(reference: Mapping[str, Any], name: str = "") -> Backbone:
+    """Load the recorded backbone, from `name` when it has moved; HashMismatch when it is another."""
+    return find_backbone(
+        name or reference["name"],
+        revision=reference["revision"] if reference["source"] == "hub" else "",
+        random_init=reference["random_init"],
+        seed=reference["seed"],
+        expected_sha256=reference["sha256"],
     )
 
 

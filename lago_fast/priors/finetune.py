@@ -25,12 +25,14 @@ from lago_fast.priors.latent_action import QUERY_ROWS, LatentActionPrior
 from lago_fast.priors.memory_plan import plan_fit
 from lago_fast.priors.quantize import MAX_KL_NATS, QUANTIZATIONS, Quantization, check_fp8, quantize_prior
 from lago_fast.priors.rows import Rows, action_space, check_rows, shuffle_across_tasks, split_episodes
+from lago_fast.priors.trust import remember
 from lago_fast.priors.tuning import checkpoint_layers
 
 logger = logging.getLogger(__name__)
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 LOG_STD_LR_FACTOR = 10.0
+TRUST_ROWS = 512
 TRAIN_SAMPLE = 2000  # fitted rows on which train_nll is measured
 WARM_UP = 0.1  # share of the fit in which the learning rate rises
 
@@ -69,6 +71,7 @@ def fit_prior(
     gradient_accumulation_steps: int = 1,
     quantization: Quantization = "none",
     max_quantization_kl: float = MAX_KL_NATS,
+    trust_rows: int = TRUST_ROWS,
     seed: int = 0,
     device: str | torch.device = "cpu",
     progress: Callable[[dict[str, float]], None] | None = None,
@@ -113,6 +116,8 @@ def fit_prior(
         quantization: of the backbone of the prior that is returned, once it is fitted: "bf16", "int8", "nf4" or
             "fp8", its head calibrated on the fitted rows and its fidelity measured on the held-out ones.
         max_quantization_kl: nats; what trainers are to take of it.
+        trust_rows: demonstrated states whose latents are kept, so that answers say how far from them they are; 0:
+            none, and answers without a trust.
         seed: of split, initial weights, order and noise.
         device: where to compute; the prior stays there.
         progress: called after each epoch with {"epoch", "epochs", "train_loss", "val_loss", "seconds"}.
@@ -133,8 +138,8 @@ def fit_prior(
     ):
         names = "epochs, batch_size, patience, gradient_accumulation_steps, lr, max_seconds"
         raise UnsupportedArgument(f"{names}: must be positive")
-    if not 0 <= val_fraction < 1 or weight_decay < 0 or input_noise < 0:
-        raise UnsupportedArgument("val_fraction: 0 <= f < 1; weight_decay, input_noise: not negative")
+    if not 0 <= val_fraction < 1 or min(weight_decay, input_noise, trust_rows) < 0:
+        raise UnsupportedArgument("val_fraction: 0 <= f < 1; weight_decay, input_noise, trust_rows: not negative")
     rows, kind = check_rows(states, actions, instruction_id, episode_id, task_id, kind, len(instructions))
     if loss == "mse" and (kind == "categorical" or std == "state_dependent"):
         raise UnsupportedArgument('loss: "mse" fits a Gaussian with "state_independent" or "fixed" std; use "nll"')
@@ -185,6 +190,8 @@ def fit_prior(
     if gradient_checkpointing:
         checkpoint_layers(prior.transformer, False)
     prior.freeze()
+    if trust_rows:
+        prior.demonstrated = remember(prior, data.state, data.instruction_id, data.episode_id, trust_rows)
     prior.metrics = {
         **fit.metrics(seed),
         "loss": loss,

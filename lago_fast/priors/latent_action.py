@@ -11,8 +11,9 @@ The hidden state at the state token is the latent. Test: pytest tests/priors/tes
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from lago_fast.priors import prefix as prefixes
 from lago_fast.priors import quantize, tuning
 from lago_fast.priors.backbone import Backbone
 from lago_fast.priors.base import PriorOutput, check_query
+from lago_fast.priors.buckets import Buckets
 from lago_fast.priors.chunks import answer_in_chunks
 from lago_fast.priors.config import PriorConfig
 from lago_fast.priors.prefix import PrefixKV
 from lago_fast.priors.quantize import Quantization
+from lago_fast.priors.trust import Demonstrated
 
 QUERY_ROWS = 1024  # of a forward pass of a query
 
@@ -45,6 +48,10 @@ class LatentActionPrior(nn.Module):
         table: [M, Z] latents of the instructions where they are known; else they are computed here.
         prefix_kv: keep a decoder's keys and values of the instructions, so that a query reads one token per state;
             None: where `form` is "prompt" and the backbone a decoder. UnsupportedArgument where True cannot be.
+
+    Attributes:
+        demonstrated: what the answers' trust is reckoned by; None: they have none.
+        buckets: answer in few static shapes, on a CUDA device each captured once as a graph.
 
     Built trainable where `config.finetune` says so; `freeze()` (called by fit_prior and load) ends that.
     """
@@ -79,8 +86,10 @@ class LatentActionPrior(nn.Module):
         self.metrics: dict[str, Any] = {}
         self.quantization: Quantization = "none"
         self.max_quantization_kl = quantize.MAX_KL_NATS
-        self.prefix_kv = _prefix_wanted(prefix_kv, config, backbone)
-        self._prefix: tuple[Any, PrefixKV] | None = None
+        self.prefix_kv = prefixes.is_wanted(prefix_kv, config, backbone)
+        self.demonstrated: Demonstrated | None = None
+        self.buckets = False
+        self._ready: tuple[Any, Callable[[Tensor, Tensor], Tensor], Buckets] | None = None
         self._backbone = replace(backbone, model=None)  # which may be cut or quantized below, and is not kept whole
         width = backbone.hidden_size
         table = backbones.encode_instructions(instructions, backbone) if table is None else table
@@ -143,10 +152,12 @@ class LatentActionPrior(nn.Module):
         """
         state, instruction_id = state.to(self.table.device), instruction_id.to(self.table.device)
         check_query(self, state, instruction_id)
-        prefix = self._prefix_now() if self.prefix_kv else None
+        latent_of = self._ready_now() if self.prefix_kv or self.buckets else self._latent
 
         def ask(states: Tensor, ids: Tensor) -> PriorOutput:
-            return self.bounded(self._distribution(self._latent(self.normalise(states), ids, prefix)))
+            latent = latent_of(self.normalise(states), ids)
+            answer = self.bounded(self._distribution(latent))
+            return answer if self.demonstrated is None else answer._replace(trust=self.demonstrated(latent))
 
         return answer_in_chunks(ask, state, instruction_id, self.query_batch_size)
 
@@ -192,10 +203,12 @@ class LatentActionPrior(nn.Module):
         self.mean_state.copy_(mean)
         self.std_state.copy_(torch.where(std < 1e-6, torch.ones_like(std), std.clamp(min=1e-3)))
 
-    def _latent(self, normal: Tensor, instruction_id: Tensor, prefix: PrefixKV | None = None) -> Tensor:
+    def _latent(
+        self, normal: Tensor, instruction_id: Tensor, prefix: PrefixKV | None = None, static: bool = False
+    ) -> Tensor:
         state_token = self.projector(normal) * self.token_rms  # [B, Z]
         if prefix is not None:
-            return prefixes.read_state(self.transformer, prefix, state_token, instruction_id).float()
+            return prefixes.read_state(self.transformer, prefix, state_token, instruction_id, static=static).float()
         if self.config.form == "pooled":
             text = self.table[instruction_id] * self.table.shape[1] ** 0.5
             text = (text if self.adapter is None else self.adapter(text)) * self.token_rms
@@ -205,16 +218,22 @@ class LatentActionPrior(nn.Module):
         words = self.transformer.get_input_embeddings()(self.tokens[instruction_id, : int(lengths.max())])
         return prefixes.read_whole(self.transformer, words, lengths, state_token).float()
 
-    def _prefix_now(self) -> PrefixKV:
-        """Return the keys and values of all instructions, made anew when a weight or an instruction changed."""
-        tensors = (*self.transformer.parameters(), *self.transformer.buffers(), self.tokens)
+    def _ready_now(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return how latents are read, with keys, values and graphs made anew when a weight or a text changed."""
+        if self.config.form == "prompt" and not self.prefix_kv:
+            raise UnsupportedArgument("buckets: the full prompt has no static shape; take prefix_kv, or buckets=False")
+        tensors = (*self.transformer.parameters(), *self.transformer.buffers(), self.tokens, self.projector[0].weight)
         version = [(id(t), t.device, t.dtype, 0 if t.is_inference() else t._version) for t in tensors]
-        if self._prefix is None or self._prefix[0] != version:
-            # a query may come under inference_mode, whose tensors later queries could not use
-            with torch.inference_mode(False):
-                made = prefixes.build(self.transformer, self.tokens, self.lengths, self.query_batch_size)
-            self._prefix = (version, made)
-        return self._prefix[1]
+        if self._ready is None or self._ready[0] != version:
+            prefix = None
+            if self.prefix_kv:
+                # a query may come under inference_mode, whose tensors later queries could not use
+                with torch.inference_mode(False):
+                    prefix = prefixes.build(self.transformer, self.tokens, self.lengths, self.query_batch_size)
+            static = Buckets(partial(self._latent, prefix=prefix, static=True), self.query_batch_size)
+            self._ready = version, partial(self._latent, prefix=prefix), static
+        _, as_it_comes, static = self._ready
+        return static if self.buckets else as_it_comes
 
     # instructions
 
@@ -229,7 +248,7 @@ class LatentActionPrior(nn.Module):
         if not fresh:
             return
         # latents come from the whole, untuned backbone
-        untuned = find_reference(self.reference, name=self._backbone.name)
+        untuned = backbones.find_reference(self.reference, name=self._backbone.name)
         latents = backbones.encode_instructions(fresh, untuned).to(self.table.device)
         self.register_buffer("table", torch.cat([self.table, latents]))
         self.instructions = [*self.instructions, *fresh]
@@ -251,6 +270,10 @@ class LatentActionPrior(nn.Module):
         self.quantization, self.max_quantization_kl = quantization, max_quantization_kl
 
     # keeping
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of: graphs and keys and values are not, it makes its own."""
+        return {**self.__dict__, "_ready": None}
 
     def own_tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the prior outside of the transformer, by name."""
@@ -331,7 +354,7 @@ class LatentActionPrior(nn.Module):
         entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved["prior"].items()}
         config = PriorConfig(**entries)
         tensors = folders.read_tensors(folder / "prior.safetensors")
-        found = find_reference(saved["backbone"], name=backbone)
+        found = backbones.find_reference(saved["backbone"], name=backbone)
         prior = cls(
             replace(config, finetune="frozen"),
             found,
@@ -341,6 +364,8 @@ class LatentActionPrior(nn.Module):
             prefix_kv=saved.get("prefix_kv") if prefix_kv is None else prefix_kv,
         )
         prior.config, prior.reference, prior.metrics = config, saved["backbone"], metrics
+        if "demonstrated.scale" in tensors:
+            prior.demonstrated = Demonstrated(tensors["demonstrated.latents"], tensors["demonstrated.scale"])
         own = {name: tensors[name] for name in prior.own_tensors()}
         prior.load_state_dict(own, strict=False)
         if config.finetune == "full":
@@ -364,32 +389,7 @@ class LatentActionPrior(nn.Module):
         return prior.to(device)
 
 
-def find_reference(reference: Mapping[str, Any], name: str = "") -> Backbone:
-    """Load the recorded backbone, from `name` when it has moved; HashMismatch when it is another."""
-    return backbones.find_backbone(
-        name or reference["name"],
-        revision=reference["revision"] if reference["source"] == "hub" else "",
-        random_init=reference["random_init"],
-        seed=reference["seed"],
-        expected_sha256=reference["sha256"],
-    )
-
-
 def _head(width: int, hidden: int | None, outputs: int) -> nn.Module:
     if hidden is None:
         return nn.Linear(width, outputs)
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, outputs))
-
-
-def _prefix_wanted(asked: bool | None, config: PriorConfig, backbone: Backbone) -> bool:
-    """Return whether keys and values are kept; UnsupportedArgument where that is asked for and cannot be."""
-    possible = config.form == "prompt" and backbone.kind == "decoder"
-    if asked and not possible:
-        raise UnsupportedArgument(
-            f"prefix_kv: a {config.form!r} prior on an {backbone.kind} has no prefix that states could share; only "
-            'the "prompt" form on a causal decoder has; leave prefix_kv=None'
-        )
-    wanted = possible if asked is None else asked
-    if wanted:
-        prefixes.check_supported(backbone.model)
-    return wanted

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from lago_fast.errors import UnsupportedArgument
+from lago_fast.priors.backbone import Backbone
+from lago_fast.priors.config import PriorConfig
 
 # largest distance between a latent and its full recompute, as a share of its length: far above rounding, far
 # below what a wrong position or mask makes
@@ -43,14 +45,39 @@ def read_whole(transformer: Any, words: Tensor, lengths: Tensor, state_token: Te
     return transformer(inputs_embeds=sequence, attention_mask=mask.long()).last_hidden_state[rows, lengths]
 
 
+def is_wanted(asked: bool | None, config: PriorConfig, backbone: Backbone) -> bool:
+    """Return whether keys and values are kept; UnsupportedArgument where that is asked for and cannot be."""
+    possible = config.form == "prompt" and backbone.kind == "decoder"
+    if asked and not possible:
+        raise UnsupportedArgument(
+            f"prefix_kv: a {config.form!r} prior on an {backbone.kind} has no prefix that states could share; only "
+            'the "prompt" form on a causal decoder has; leave prefix_kv=None'
+        )
+    wanted = possible if asked is None else asked
+    if wanted:
+        check_supported(backbone.model)
+    return wanted
+
+
 def check_supported(transformer: Any) -> None:
     """Raise UnsupportedArgument when a transformer keeps no keys and values, or lets no one choose positions."""
-    taken = inspect.signature(transformer.forward).parameters
-    missing = [name for name in ("past_key_values", "position_ids") if name not in taken]
+    taken = _parameters(transformer)
+    missing = [name for name in (_cache_name(transformer), "position_ids") if name not in taken]
     if missing:
         raise UnsupportedArgument(
             f"prefix_kv: {type(transformer).__name__} takes no {' and no '.join(missing)}; pass prefix_kv=False"
         )
+
+
+def _parameters(transformer: Any) -> Any:
+    # peft's forward takes anything
+    inner = transformer.get_base_model() if hasattr(transformer, "get_base_model") else transformer
+    return inspect.signature(inner.forward).parameters
+
+
+def _cache_name(transformer: Any) -> str:
+    """Return what a transformer calls its keys and values: "cache" since transformers 5.24."""
+    return "cache" if "cache" in _parameters(transformer) else "past_key_values"
 
 
 @torch.no_grad()
@@ -71,7 +98,7 @@ def build(transformer: Any, tokens: Tensor, lengths: Tensor, rows: int) -> Prefi
     for part, part_lengths in zip(tokens.split(rows), lengths.split(rows), strict=True):
         kept = DynamicCache()
         mask = torch.arange(tokens.shape[1], device=tokens.device) < part_lengths[:, None]
-        transformer(inputs_embeds=embed(part), attention_mask=mask.long(), past_key_values=kept)
+        transformer(inputs_embeds=embed(part), attention_mask=mask.long(), **{_cache_name(transformer): kept})
         parts.append(kept.layers)
     keys, values = (
         [_with_room([getattr(layer, name) for layer in layers]) for layers in zip(*parts, strict=True)]
@@ -82,7 +109,9 @@ def build(transformer: Any, tokens: Tensor, lengths: Tensor, rows: int) -> Prefi
     return prefix
 
 
-def read_state(transformer: Any, prefix: PrefixKV, state_token: Tensor, instruction_id: Tensor) -> Tensor:
+def read_state(
+    transformer: Any, prefix: PrefixKV, state_token: Tensor, instruction_id: Tensor, *, static: bool = False
+) -> Tensor:
     """Return the latents [B, Z] of states that follow their instructions, one token read per state.
 
     Args:
@@ -90,25 +119,29 @@ def read_state(transformer: Any, prefix: PrefixKV, state_token: Tensor, instruct
         prefix: of all instructions.
         state_token: [B, Z].
         instruction_id: [B] int64.
+        static: let no shape depend on a value: every text is padded to the longest of all, and nothing waits for
+            the device, so that the pass can be captured as a graph.
     """
     from transformers.cache_utils import Cache
 
     lengths = prefix.lengths[instruction_id]
-    longest = int(lengths.max())
-    layer = _layer_type()
+    longest = prefix.keys[0].shape[2] - 1 if static else int(lengths.max())
+    layer, dtype = _layer_type(), prefix.keys[0].dtype
     layers = [
         layer(k[:, :, : longest + 1], v[:, :, : longest + 1], instruction_id)
         for k, v in zip(prefix.keys, prefix.values, strict=True)
     ]
     mask = None
-    if int(lengths.min()) < longest:  # attention without a mask is faster
+    if static or int(lengths.min()) < longest:  # attention without a mask is faster
         place = torch.arange(longest + 1, device=lengths.device)
-        mask = ((place < lengths[:, None]) | (place == longest)).long()
+        mask = (place < lengths[:, None]) | (place == longest)
+        # of two dimensions it would be looked through for padding, which waits for the device
+        mask = torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)[:, None, None] if static else mask.long()
     return transformer(
-        inputs_embeds=state_token[:, None].to(prefix.keys[0].dtype),
+        inputs_embeds=state_token[:, None].to(dtype),
         attention_mask=mask,
         position_ids=lengths[:, None],
-        past_key_values=Cache(layers=layers),
+        **{_cache_name(transformer): Cache(layers=layers)},
     ).last_hidden_state[:, 0]
 
 

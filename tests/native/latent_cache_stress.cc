@@ -61,6 +61,7 @@ void TestHalfPrecision() {
   const RowCodec fast(RowFormat::kFloat16, {13}, false), portable(RowFormat::kFloat16, {13}, true);
   std::vector<std::uint8_t> a(26), b(26);
   std::vector<float> x(13), y(13);
+  alignas(32) float aligned[14];
   // Every float16 that is a number, 13 at a time: vector lanes and the remainder.
   for (std::uint32_t half = 0; half < 0x10000; ++half) {
     if ((half & 0x7c00u) == 0x7c00u) continue;
@@ -70,10 +71,15 @@ void TestHalfPrecision() {
     CHECK(fast.Encode(x.data(), a.data()) == RowFault::kNone);
     CHECK(portable.Encode(x.data(), b.data()) == RowFault::kNone);
     CHECK(a == b);
-    fast.Decode(a.data(), y.data());
+    fast.Decode(a.data(), y.data(), false);
     for (float decoded : y) CHECK(SameBits(decoded, value));
-    portable.Decode(a.data(), y.data());
+    portable.Decode(a.data(), y.data(), false);
     for (float decoded : y) CHECK(SameBits(decoded, value));
+    // Past the caches: to an address that allows it, and to one that does not.
+    for (std::size_t at = 0; at < 2; ++at) {
+      fast.Decode(a.data(), aligned + at, true);
+      for (std::size_t i = 0; i < 13; ++i) CHECK(SameBits(aligned[at + i], value));
+    }
   }
   // Floats of every exponent, with the bits around each rounding decision.
   for (std::uint64_t bits = 0; bits < (std::uint64_t{1} << 32); bits += 0x1003) {
@@ -101,7 +107,7 @@ void TestFaults() {
     CHECK(encode(65520.0f) == (format == RowFormat::kFloat16 ? RowFault::kTooLarge : RowFault::kNone));
     CHECK(encode(-kInfinity) == RowFault::kNone);
     float row[3];
-    codec.Decode(encoded.data(), row);
+    codec.Decode(encoded.data(), row, false);
     CHECK(row[1] == -kInfinity && row[0] == 1.0f && row[2] == 2.0f);
   }
 }
@@ -116,7 +122,7 @@ void TestInt8() {
     const float size = std::ldexp(1.0f, trial % 200 - 100);
     for (std::size_t i = 0; i < row.size(); ++i) row[i] = normal(random) * (i < 64 ? size : 1.0f);
     CHECK(codec.Encode(row.data(), encoded.data()) == RowFault::kNone);
-    codec.Decode(encoded.data(), back.data());
+    codec.Decode(encoded.data(), back.data(), false);
     for (const auto& [begin, end] : {std::pair{0, 64}, std::pair{64, 67}}) {
       float largest = 0.0f;
       for (int i = begin; i < end; ++i) largest = std::max(largest, std::fabs(row[i]));

@@ -82,6 +82,16 @@ def test_a_tokenizer_that_knows_a_shorter_limit_is_believed(families, tmp_path):
     assert find_backbone(str(tmp_path / "copy")).max_tokens == 10
 
 
+def test_a_model_that_reads_no_soft_tokens_is_refused(encoder, tmp_path):
+    from transformers import ViTConfig, ViTModel
+
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 1}
+    shutil.copytree(encoder, tmp_path / "vit")  # for its tokenizer
+    ViTModel(ViTConfig(image_size=4, patch_size=2, **sizes)).save_pretrained(tmp_path / "vit")
+    with pytest.raises(UnsupportedArgument, match="takes no inputs_embeds, so no state token; choose another"):
+        find_backbone(str(tmp_path / "vit"))
+
+
 def test_word_embeddings_of_another_width_are_refused(encoder, tmp_path):
     from transformers import AlbertConfig, AlbertModel
 

@@ -491,14 +491,20 @@ def test_a_lookup_writes_over_an_earlier_one():
             cache.lookup(state, ids, out=(bad, out[1]))
 
 
-def test_large_batches_are_split_over_threads_and_answer_the_same():
+@pytest.mark.parametrize("row_format", ["float32", "float16"])
+def test_large_batches_are_split_over_threads_and_answer_the_same(row_format):
     generator = torch.Generator().manual_seed(0)
     state, ids = torch.randn(5000, S, generator=generator), torch.zeros(5000, dtype=torch.int64)
-    rows = torch.randn(5000, 400, generator=generator)
+    rows = torch.randn(5000, 400, generator=generator).half().float()
     for threads in (1, 4):
-        config = CacheConfig(1 << 25, "float32", threads=threads)
+        config = CacheConfig(1 << 25, row_format, threads=threads)
         cache = LatentCache(config, salt="", parts=[400], state_dim=S, instructions=["open"])
         assert torch.equal(cache.insert(state, ids, rows), rows)
         found, hit = cache.lookup(state, ids)
         assert bool(hit.all())
         assert torch.equal(found, rows)
+        # from any address, aligned for wide writes or not
+        room, mark = torch.empty(5000 * 400 + 1), torch.empty(5000, dtype=torch.bool)
+        for at in (0, 1):
+            out = room[at : at + 5000 * 400].view(5000, 400), mark
+            assert torch.equal(cache.lookup(state, ids, out=out)[0], rows)

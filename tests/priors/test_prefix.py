@@ -1,6 +1,7 @@
 """Kept keys and values answer as the full recompute does, in every family of decoders, and are never stale."""
 
 from dataclasses import replace
+from functools import wraps
 
 import pytest
 import torch
@@ -150,10 +151,25 @@ def test_a_model_without_past_keys_is_refused():
         prefixes.check_supported(torch.nn.Linear(1, 1))
 
 
+def test_both_names_of_the_keys_and_values_are_known():
+    class Before:
+        def forward(self, past_key_values, position_ids):
+            return past_key_values, position_ids
+
+    class After:
+        def forward(self, cache, position_ids):
+            return cache, position_ids
+
+    for model, name in ((Before(), "past_key_values"), (After(), "cache")):
+        assert prefixes._cache_name(model) == name
+        prefixes.check_supported(model)
+
+
 def test_a_model_that_places_states_by_itself_is_noticed(families, texts, monkeypatch):
     prior = build(families["llama"], texts)
     forward = prior.transformer.forward
 
+    @wraps(forward)
     def one_place_off(*args, position_ids=None, **kwargs):
         return forward(*args, position_ids=None if position_ids is None else position_ids + 1, **kwargs)
 
