@@ -4,6 +4,7 @@
     provenance.json   commit, versions, hardware, command line
     instruction_table.npy  what the policy sees of the instructions, with several tasks
     progress.csv, events.out.tfevents.*, checkpoints/, model.zip, curve.json, report.json, curves.png
+    non_finite_*.safetensors  the rows of an iteration in which NaN or infinity came up
 
 Test: pytest tests/test_runs.py
 """
@@ -43,6 +44,8 @@ RUN_FILES = (
     FIGURE,
     "events.out.tfevents.*",
     "checkpoints/*.zip",
+    "checkpoints/*.safetensors",
+    "non_finite_*.safetensors",
 )
 PACKAGES = (
     "lago_fast",

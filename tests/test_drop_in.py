@@ -32,6 +32,8 @@ OURS = {
     "prior_temperature",
     "warm_start",
     "impl",
+    "on_nan",
+    "step_timeout_s",
 }
 
 

@@ -1,5 +1,6 @@
 """`lago train`: stage 2, one arm with one seed in one run folder."""
 
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -8,6 +9,7 @@ import tyro
 
 from lago_fast.cli import console, inputs
 from lago_fast.cli.command import Command, by_default
+from lago_fast.cli.recorded import recorded_settings
 from lago_fast.errors import PriorMismatch, UnsupportedArgument
 from lago_fast.presets import EnvSettings, Experiment, TrainSettings
 
@@ -43,19 +45,28 @@ class Train(Command):
     """Threads of each task's simulators."""
     overwrite: bool = False
     """Replace the run that is already at --out."""
+    resume: bool = False
+    """Go on with the run at --out from its last whole iteration; all settings are the run's own."""
+    checkpoint_every: int = 25
+    """Iterations between two checkpoints, from which --resume goes on."""
     env: tyro.conf.OmitArgPrefixes[EnvSettings] = field(default_factory=EnvSettings)
     train: tyro.conf.OmitArgPrefixes[TrainSettings] = field(default_factory=TrainSettings)
 
     def run(self) -> None:
         """Check every input, train, and print how it went."""
+        (as_recorded(self) if self.resume else self)._train()
+
+    def _train(self) -> None:
         import torch
 
         from lago_fast import runs
+        from lago_fast.algorithms.stopping import StopOnSignals
         from lago_fast.envs.metaworld import check_tasks
-        from lago_fast.training import make_env, train_run
+        from lago_fast.training import train_run
 
         torch.set_num_threads(self.torch_threads)
-        runs.check_free(self.out, overwrite=self.overwrite)
+        if not self.resume:
+            runs.check_free(self.out, overwrite=self.overwrite)
         check_tasks(self.env.tasks)
         self._check_inputs()
         train = replace(self.train, device=inputs.check_device(self.train.device))
@@ -65,8 +76,41 @@ class Train(Command):
             prior = inputs.read_prior(self.prior, train.prior_mode, train.device, demos, self.env.max_episode_steps)
             inputs.check_fits(prior, self.env.tasks)
             self._check_control(inputs.exact_of(prior).reference["random_init"])
-        table, encoder = inputs.instruction_table(self.env.tasks, prior, self.instruction_encoder)
+        folder, table = self._reopened() if self.resume else self._opened(train, prior)
         cloned = self._cloned(demos, table) if demos is not None and self.arm == "bc_ppo" else None
+        try:
+            with console.progress_bar() as advance, StopOnSignals() as stop:
+                result = train_run(
+                    self.arm,
+                    self.seed,
+                    Experiment(arms=(self.arm,), seeds=(self.seed,), env=self.env, train=train),
+                    folder=folder,
+                    table=table,
+                    prior=prior,
+                    demonstrations=cloned,
+                    num_threads=self.num_threads,
+                    progress=lambda done, total: advance(f"training {self.arm}, steps", done, total),
+                    resume=self.resume,
+                    stop=stop,
+                    checkpoint_every=self.checkpoint_every,
+                )
+        except SystemExit:
+            console.hint(f"go on with: lago train --resume --out {self.out}")
+            raise
+        runs.note(folder, implementations=result.model.impls)
+        console.print_training(result.curve)
+        if result.audit_kl_nats is not None:
+            console.say(f"student to prior: {result.audit_kl_nats:.3f} nats on average")
+        speed = result.env_steps / result.wall_s
+        console.say(f"{result.env_steps:,} steps in {result.wall_s:.0f} s, {speed:,.0f} per second")
+        console.say(f"written to {folder}; next: lago eval {self.out}")
+
+    def _opened(self, train: TrainSettings, prior: "inputs.Prior | None") -> "tuple[Path, np.ndarray | None]":
+        """Make the run folder; return it, and what policies see of the instructions."""
+        from lago_fast import runs
+        from lago_fast.training import make_env
+
+        table, encoder = inputs.instruction_table(self.env.tasks, prior, self.instruction_encoder)
         about = {
             "arm": self.arm,
             "seed": self.seed,
@@ -80,25 +124,16 @@ class Train(Command):
         make_env(self.env, self.seed, table, self.num_threads).close()
         folder = runs.open_run(self.out, about, overwrite=self.overwrite)
         runs.save_table(folder, table)
-        with console.progress_bar() as advance:
-            result = train_run(
-                self.arm,
-                self.seed,
-                Experiment(arms=(self.arm,), seeds=(self.seed,), env=self.env, train=train),
-                folder=folder,
-                table=table,
-                prior=prior,
-                demonstrations=cloned,
-                num_threads=self.num_threads,
-                progress=lambda done, total: advance(f"training {self.arm}, steps", done, total),
-            )
-        runs.note(folder, implementations=result.model.impls)
-        console.print_training(result.curve)
-        if result.audit_kl_nats is not None:
-            console.say(f"student to prior: {result.audit_kl_nats:.3f} nats on average")
-        speed = result.env_steps / result.wall_s
-        console.say(f"{result.env_steps:,} steps in {result.wall_s:.0f} s, {speed:,.0f} per second")
-        console.say(f"written to {folder}; next: lago eval {self.out}")
+        return folder, table
+
+    def _reopened(self) -> "tuple[Path, np.ndarray | None]":
+        """Note in the run folder that it is resumed; return it, and its table of instructions."""
+        from lago_fast import runs
+
+        folder = self.out.expanduser().absolute()
+        before = runs.read_json(folder / runs.PROVENANCE).get("resumed", [])
+        runs.note(folder, resumed=[*before, {**runs.code_version(), "command_line": sys.argv}])
+        return folder, runs.load_table(folder)
 
     def _check_inputs(self) -> None:
         """Raise UnsupportedArgument when the arm lacks an input, or would ignore one."""
@@ -138,3 +173,23 @@ class Train(Command):
         wanted = inputs.only_tasks(demos, self.env.tasks)
         texts = [text for task in self.env.tasks for text in task_phrasings()[task]]
         return observations(wanted.states, paraphrase(wanted, texts, self.seed), table), wanted.actions
+
+
+def as_recorded(command: Train) -> Train:
+    """Return the command with the settings of the run at its --out.
+
+    Raises:
+        UnsupportedArgument: no run of `lago train` is there, or an option says something else than it did.
+    """
+    if command.overwrite:
+        raise UnsupportedArgument("overwrite: --resume goes on with the run that --overwrite would delete; take one")
+    if command.instruction_encoder is not None:
+        raise UnsupportedArgument("instruction_encoder: --resume reads the run's own table; leave it out")
+    settings = recorded_settings(command.out)
+    plain = Train(out=command.out)
+    for name, value in settings.items():
+        if getattr(command, name) not in (getattr(plain, name), value):
+            raise UnsupportedArgument(
+                f"{name}: the run at {command.out} was made with {value}, and --resume goes on with it; leave it out"
+            )
+    return replace(command, **settings)
