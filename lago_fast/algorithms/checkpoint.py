@@ -114,7 +114,7 @@ def newest(place: Path) -> tuple[Path, Checkpoint]:
         NoCheckpoint: there is none, or none that is whole.
         CorruptFile, HashMismatch, UnsupportedArgument: of a file that was named.
     """
-    if not place.is_dir():
+    if place.is_file():
         return place, read_tensors(place)
     paths = paths_in(place)
     for path in reversed(paths):

@@ -71,8 +71,11 @@ def test_the_newest_whole_one_is_taken_and_a_damaged_one_named(tmp_path, caplog)
         newest(tmp_path)
     with pytest.raises(errors.NoCheckpoint, match="no checkpoint is there"):
         newest(tmp_path.parent / tmp_path.name / "..")
+    for absent in (tmp_path / "absent", tmp_path / "absent.safetensors"):
+        with pytest.raises(errors.NoCheckpoint, match="no checkpoint is there"):
+            newest(absent)
     with pytest.raises(errors.NoCheckpoint, match="cannot be read"):
-        newest(tmp_path / "absent")
+        read_tensors(tmp_path / "absent.safetensors")
 
 
 def crafted(tmp_path, metadata, tensors=None):
