@@ -112,7 +112,8 @@ class Numbers:
         """Save the rollout's first steps, put back what normalises; raise the error again, or start new episodes."""
         assert model.env is not None
         normalise_by(model.env, self._normalisation)
-        self._settle(model, error, f"{error}{self._saved(model, dict(_columns(model._buffer, steps)))}")
+        saved = self._saved(model, model.iterations, dict(_columns(model._buffer, steps)))
+        self._settle(error, model.iterations, f"{error}{saved}")
         model.start_episodes()
 
     def undo_update(self, model: "CollectingPPO", error: NonFiniteLoss) -> None:
@@ -128,8 +129,10 @@ class Numbers:
         row = _most_extreme(batch)
         said = f"; its most extreme row is env {int(batch['env'][row])} at step {int(batch['step'][row])}"
         before = {f"policy.{name}": tensor for name, tensor in self._policy.items()}
-        saved = self._saved(model, {**batch, **before})
-        self._settle(model, error, f"{error} (gradient step {error.gradient_step}{said}); the update is undone{saved}")
+        iteration = max(model.iterations - 1, 0)  # the rollout is counted already
+        saved = self._saved(model, iteration, {**batch, **before})
+        step = f"gradient step {error.gradient_step}{said}"
+        self._settle(error, iteration, f"{error} ({step}); the update is undone{saved}")
 
     def passed(self, logged: Mapping[str, Any]) -> None:
         """Take note of an update without NaN; warn when the ratio or the KL to the prior explodes.
@@ -148,22 +151,22 @@ class Numbers:
                 self._alarmed.add(name)
                 logger.warning("%s diverges: %.3g nats, where %g are much; %s", name, logged[name], alarm, remedy)
 
-    def _settle(self, model: "CollectingPPO", error: NonFiniteError, message: str) -> None:
+    def _settle(self, error: NonFiniteError, iteration: int, message: str) -> None:
         self.skipped += 1
         if self.on_nan == "raise":
             raise NonFiniteError(message) from error
         if self.skipped > MAX_SKIPS:
             raise NonFiniteError(f"{message}; {MAX_SKIPS} iterations before were skipped for the like") from error
-        logger.warning("iteration %d is skipped: %s", model.iterations, message)
+        logger.warning("iteration %d is skipped: %s", iteration, message)
 
-    def _saved(self, model: "CollectingPPO", tensors: dict[str, Tensor]) -> str:
+    def _saved(self, model: "CollectingPPO", iteration: int, tensors: dict[str, Tensor]) -> str:
         """Save the offending rows beside the run's log; return the end of a message that says where."""
         folder = model.logger.dir
         if folder is None:
             return "; nothing was saved, for the logger has no folder"
-        path = Path(folder) / f"non_finite_{model.iterations:08d}.safetensors"
+        path = Path(folder) / f"non_finite_{iteration:08d}.safetensors"
         try:
-            write_tensors(path, tensors, {"iteration": model.iterations, "num_timesteps": model.num_timesteps})
+            write_tensors(path, tensors, {"iteration": iteration, "num_timesteps": model.num_timesteps})
         except NotSaved as error:
             return f"; it could not be saved: {error}"
         return f"; saved to {path}"

@@ -6,6 +6,7 @@ trainer's own process, one that raises is named by a note on its exception; one 
 Test: pytest tests/algorithms/test_workers.py
 """
 
+from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
 
@@ -44,12 +45,16 @@ class WatchedPipe:
     def recv(self) -> Any:
         """Return the answer, or raise EnvironmentFailed when none comes."""
         try:
-            if not self.pipe.poll(self.timeout_s):
+            # a dead process need not close the pipe: a sibling forked after it holds the other end too
+            ready = wait([self.pipe, self.process.sentinel], self.timeout_s)
+            if not ready:
                 self.process.kill()  # so that closing the vector env does not wait for it either
                 raise EnvironmentFailed(
                     f"env: env {self.env} (process {self.process.pid}) has not answered for {self.timeout_s:g} s and "
                     "was ended; mend the env, or allow more with step_timeout_s"
                 )
+            if not self.pipe.poll():
+                raise self._died()
             return self.pipe.recv()
         except (EOFError, ConnectionResetError) as error:
             raise self._died() from error

@@ -52,7 +52,8 @@ def run(folder: Path, iterations: int | None = None, step_s: float = 0.0) -> Non
     torch.set_num_threads(1)
     checkpoints = folder / "checkpoints"
     env = DummyVecEnv([PointEnv] * 2)
-    if paths_in(checkpoints):
+    resumed = bool(paths_in(checkpoints))
+    if resumed:
         model = FastKLPPO.resume(checkpoints, env, device="cpu")
     else:
         # wide, so that much of the time goes into writing
@@ -64,7 +65,7 @@ def run(folder: Path, iterations: int | None = None, step_s: float = 0.0) -> Non
     tell = Tell(folder / "told", iterations, step_s)
     with StopOnSignals() as stop:
         callbacks = [CheckpointEvery(checkpoints, 1, keep=2, stop=stop), tell, StopWhenDone(tell)]
-        model.learn(10**9, callback=callbacks, reset_num_timesteps=model.num_timesteps == 0)
+        model.learn(10**9, callback=callbacks, reset_num_timesteps=not resumed)
 
 
 def last_told(folder: Path) -> int:
