@@ -5,6 +5,8 @@ On disk: Minari's HDF5 format under `<path>/data`, which `minari.load_dataset` r
 Format: https://minari.farama.org. Tests: tests/test_demos.py.
 """
 
+import hashlib
+import json
 import os
 import re
 import tempfile
@@ -115,7 +117,7 @@ def record_demos(
                 storage = _new_storage(minari, folder / "data", episodes[0])
             _append(minari, storage, task, episodes)
         assert storage is not None  # check_tasks refuses an empty list
-        storage.update_metadata(_metadata(path, tasks, settings))
+        storage.update_metadata(_metadata(path, tasks, {**settings, "sha256": _sha256(folder)}))
         _install(folder, path, Path(scratch) / "replaced")
     return path
 
@@ -146,7 +148,7 @@ def load_demos(path: str | os.PathLike[str]) -> Demonstrations:
     Each episode needs the metadata `task`, `instruction` and `success`; spaces must be flat boxes.
 
     Raises:
-        DemonstrationError: missing, empty or corrupt; NaN; shapes that do not fit the dataset's spaces.
+        DemonstrationError: missing, empty, corrupt or altered; NaN; shapes that do not fit the dataset's spaces.
         MissingExtra: Minari is not installed.
     """
     path = Path(path)
@@ -155,6 +157,7 @@ def load_demos(path: str | os.PathLike[str]) -> Demonstrations:
         raise DemonstrationError(f"no dataset at the path given: {remedy}")
     minari = _import_minari()
     try:
+        _check_unaltered(path)
         storage = minari.dataset.minari_storage.MinariStorage.read(path / "data")
         low, high = storage.action_space.low, storage.action_space.high
         shapes = (storage.observation_space.shape, storage.action_space.shape)
@@ -163,7 +166,7 @@ def load_demos(path: str | os.PathLike[str]) -> Demonstrations:
         labels = list(storage.get_episode_metadata(numbers))
         texts = [(str(label["task"]), str(label["instruction"])) for label in labels]
         success = np.array([bool(label["success"]) for label in labels], bool)
-    except UNREADABLE as error:
+    except (*UNREADABLE, RecursionError, MemoryError) as error:
         raise DemonstrationError(f"unreadable dataset ({type(error).__name__}: {error}): {remedy}") from error
     if not rows:
         raise DemonstrationError(f"the dataset holds no episode: {remedy}")
@@ -314,6 +317,18 @@ def _append(minari: ModuleType, storage: Any, task: str, episodes: list[Episode]
         )
     storage.update_episodes(buffers)
     storage.update_episode_metadata(labels, range(first, first + len(episodes)))
+
+
+def _sha256(dataset: Path) -> str:
+    return hashlib.sha256((dataset / "data" / "main_data.hdf5").read_bytes()).hexdigest()
+
+
+def _check_unaltered(dataset: Path) -> None:
+    """Raise ValueError when a dataset of ours is not the one that was recorded; others know no hash."""
+    metadata = json.loads((dataset / "data" / "metadata.json").read_text())
+    recorded = metadata.get("lago", {}).get("sha256")
+    if recorded is not None and recorded != _sha256(dataset):
+        raise ValueError("its data are not those that were recorded: another SHA-256")
 
 
 def _metadata(path: Path, tasks: list[str], settings: dict[str, Any]) -> dict[str, Any]:

@@ -141,7 +141,7 @@ class AmortisedPrior(nn.Module):
         return answer
 
     def _student_answer(self, state: Tensor, ids: Tensor) -> PriorOutput:
-        return answer_in_chunks(lambda s, i: self.exact.bounded(self(s, i)), state, ids, self.exact.query_batch_size)
+        return answer_in_chunks(lambda s, i: self.exact.bounded(self(s, i)), state, ids, self.exact)
 
     @property
     def falls_back(self) -> bool:

@@ -41,7 +41,7 @@ class LatentActionPrior(nn.Module):
         config: what to build.
         backbone: a loaded transformer; shared where it stays as it is, copied where it is cut or tuned.
         instructions: M texts, each at most once.
-        query_batch_size: rows per forward pass of a query.
+        query_batch_size: rows per forward pass of a query; halved, for good, when the GPU's memory does not suffice.
         table: [M, Z] latents of the instructions where they are known; else they are computed here.
         prefix_kv: keep a decoder's keys and values of the instructions, so that a query reads one token per state;
             None: where `form` is "prompt" and the backbone a decoder. UnsupportedArgument where True cannot be.
@@ -148,7 +148,7 @@ class LatentActionPrior(nn.Module):
         def ask(states: Tensor, ids: Tensor) -> PriorOutput:
             return self.bounded(self._distribution(self._latent(self.normalise(states), ids, prefix)))
 
-        return answer_in_chunks(ask, state, instruction_id, self.query_batch_size)
+        return answer_in_chunks(ask, state, instruction_id, self)
 
     # the network
 
