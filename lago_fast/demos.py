@@ -23,6 +23,7 @@ from lago_fast.envs.metaworld import check_tasks, task_phrasings
 from lago_fast.errors import DemonstrationError, MissingExtra, RunExists, UnsupportedArgument
 
 ATTEMPTS_PER_SUCCESS = 10
+MAX_UNPACKED = 1000  # bytes of arrays per byte of their file
 # what h5py, json and Minari raise on a damaged dataset
 UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
 Progress = Callable[[str, int, int], None]
@@ -157,7 +158,7 @@ def load_demos(path: str | os.PathLike[str]) -> Demonstrations:
         raise DemonstrationError(f"no dataset at the path given: {remedy}")
     minari = _import_minari()
     try:
-        _check_unaltered(path)
+        _check_file(path)
         storage = minari.dataset.minari_storage.MinariStorage.read(path / "data")
         low, high = storage.action_space.low, storage.action_space.high
         shapes = (storage.observation_space.shape, storage.action_space.shape)
@@ -320,15 +321,28 @@ def _append(minari: ModuleType, storage: Any, task: str, episodes: list[Episode]
 
 
 def _sha256(dataset: Path) -> str:
-    return hashlib.sha256((dataset / "data" / "main_data.hdf5").read_bytes()).hexdigest()
+    with (dataset / "data" / "main_data.hdf5").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_unaltered(dataset: Path) -> None:
-    """Raise ValueError when a dataset of ours is not the one that was recorded; others know no hash."""
+def _check_file(dataset: Path) -> None:
+    """Raise ValueError when a dataset is not the one that was recorded, or unpacks to what its file cannot hold."""
+    import h5py
+
     metadata = json.loads((dataset / "data" / "metadata.json").read_text())
-    recorded = metadata.get("lago", {}).get("sha256")
+    recorded = metadata.get("lago", {}).get("sha256")  # other programs' datasets have none
     if recorded is not None and recorded != _sha256(dataset):
         raise ValueError("its data are not those that were recorded: another SHA-256")
+    path, unpacked = dataset / "data" / "main_data.hdf5", 0
+
+    def count(_name: str, found: Any) -> None:
+        nonlocal unpacked
+        unpacked += found.nbytes if isinstance(found, h5py.Dataset) else 0
+
+    with h5py.File(path) as file:
+        file.visititems(count)
+    if unpacked > MAX_UNPACKED * path.stat().st_size:
+        raise ValueError(f"its data unpack to {unpacked:,} bytes, which a file of its size does not honestly hold")
 
 
 def _metadata(path: Path, tasks: list[str], settings: dict[str, Any]) -> dict[str, Any]:

@@ -220,6 +220,13 @@ def edit_metadata(**changes):
     return edit
 
 
+def bomb(path):
+    forget_hash(path)
+    with h5py.File(path / "data" / "main_data.hdf5", "a") as file:
+        del file["episode_0/observations"]
+        file.create_dataset("episode_0/observations", (10**9, 39), np.float32, chunks=(1024, 39))
+
+
 def drop_label(path):
     forget_hash(path)
     with h5py.File(path / "data" / "main_data.hdf5", "a") as file:
@@ -236,6 +243,7 @@ def drop_label(path):
         (truncate_file, "unreadable.*SHA-256"),
         (cut_short, "unreadable"),
         (alter, "unreadable.*SHA-256"),
+        (bomb, "unreadable.*156,0.*honestly"),
         (edit_metadata(total_episodes=0), "no episode"),
         (edit_metadata(total_episodes=9), "unreadable"),
         (edit_metadata(action_space=DISCRETE), "unreadable"),
@@ -254,6 +262,7 @@ def drop_label(path):
         "truncated-file",
         "truncated-file-without-hash",
         "altered-file",
+        "bomb",
         "empty",
         "too-few",
         "other-space",

@@ -384,6 +384,7 @@ class AmortisedPrior(nn.Module):
         return folders.write_folder(folder, about, self.metrics, fill, overwrite=overwrite)
 
     @classmethod
+    @folders.typed_errors
     def load(cls, folder: str | Path, device: str | torch.device = "cpu", *, backbone: str = "") -> "AmortisedPrior":
         """Read a saved student with its exact prior, frozen; arguments and errors as LatentActionPrior's."""
         folder, saved, metrics = folders.read_folder(folder, "AmortisedPrior")
