@@ -71,13 +71,11 @@ class CollectingPPO(KeptPPO):
                     self.policy.reset_noise(self.n_envs)
                 actions, clipped_actions, step = self._advance(n_steps)
                 self.num_timesteps += int(step.valid.sum())
-                infos, episodes, dones, rewards = (
-                    step.infos,
-                    step.episodes,
-                    step.terminated | step.truncated,
-                    step.reward,
-                )
-                new_obs, values, log_probs = step.observation, buffer.values[n_steps], buffer.log_probs[n_steps]
+                # under the names by which callbacks read them in Stable-Baselines3, and the episodes that ended
+                dones, episodes = step.terminated | step.truncated, step.episodes
+                new_obs, rewards, infos = step.observation, step.reward, step.infos
+                obs_tensor = buffer.observation_at(n_steps)
+                values, log_probs = buffer.values[n_steps][:, None], buffer.log_probs[n_steps]
                 callback.update_locals(locals())
                 if not callback.on_step():
                     return False
