@@ -20,7 +20,6 @@ from lago_fast.algorithms.atomic import replacing
 from lago_fast.algorithms.checkpoint import newest
 from lago_fast.algorithms.lanes import Lane, lane_of
 from lago_fast.algorithms.safe_load import safe_objects
-from lago_fast.errors import UnsupportedArgument
 from lago_fast.priors.base import ActionPrior
 
 
@@ -93,19 +92,15 @@ class KeptPPO(PPO):
             env: as the run's; its episodes start anew, with seeds that follow from (seed, iteration).
             prior: the run's.
             arguments: of the constructor, where they are to differ; needed for what no JSON holds (`policy`,
-                schedules and policy_kwargs that refer to classes or functions).
+                schedules and policy_kwargs that refer to classes or functions), and for `tensorboard_log`.
 
         Raises:
             NoCheckpoint, CorruptFile, HashMismatch: there is none, or none that is whole.
             PriorMismatch: it is another prior.
             UnsupportedArgument: an argument is needed, or does not fit the checkpoint.
         """
-        kept = newest(Path(path))[1].figures["arguments"]
-        lacking = [name for name in kept["lacking"] if name not in arguments]
-        if lacking:
-            raise UnsupportedArgument(f"{', '.join(lacking)}: a checkpoint cannot hold it; pass the run's to resume()")
-        given = {name: training_state.argument_from(value) for name, value in kept["given"].items()}
-        model = cls(**{**given, **arguments}, env=env, prior=prior)  # type: ignore[call-arg]
+        kept = training_state.arguments_in(newest(Path(path))[1], arguments)
+        model = cls(**kept, env=env, prior=prior)  # type: ignore[call-arg]
         model.restore(path)
         return model
 

@@ -9,7 +9,7 @@ Test: pytest tests/algorithms/test_resume.py
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,10 +34,11 @@ POSITION = ("_current_progress_remaining", "auto_kl_coef", "prior_digest", "seed
 ARGUMENTS = (
     *("learning_rate", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range", "clip_range_vf"),
     *("normalize_advantage", "ent_coef", "vf_coef", "max_grad_norm", "use_sde", "sde_sample_freq", "target_kl"),
-    *("tensorboard_log", "policy_kwargs", "verbose", "seed", "kl_coef", "target_prior_kl", "kl_direction"),
+    *("policy_kwargs", "verbose", "seed", "kl_coef", "target_prior_kl", "kl_direction"),
     *("kl_placement", "prior_temperature", "warm_start", "impl", "on_nan", "step_timeout_s"),
 )
 LINEAR = "LinearSchedule"
+MAX_INT = 2**32  # of an argument; seeds are that large
 
 
 def state_of(model: "CollectingPPO") -> Checkpoint:
@@ -266,9 +267,30 @@ def arguments_of(model: "CollectingPPO") -> dict[str, Any]:
     return {"given": {**found, "stats_window_size": model._stats_window_size}, "lacking": lacking}
 
 
-def argument_from(value: Any) -> Any:
-    """Return an argument of the constructor from what `arguments_of` made of it."""
-    return LinearSchedule(*value[LINEAR]) if isinstance(value, dict) and set(value) == {LINEAR} else value
+def arguments_in(state: Checkpoint, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the constructor's arguments from what `arguments_of` made of them, and `given` over them.
+
+    Raises:
+        UnsupportedArgument: one that no JSON holds is not given.
+        CorruptFile: the checkpoint does not hold the arguments of a constructor.
+    """
+    try:
+        kept, lacking = dict(state.figures["arguments"]["given"]), list(state.figures["arguments"]["lacking"])
+        strange = set(kept) - {*ARGUMENTS, "policy", "stats_window_size"}
+        if strange or any(isinstance(value, int) and abs(value) > MAX_INT for value in kept.values()):
+            raise ValueError(f"{sorted(strange) or 'a number'} that no run has")
+        found = {
+            name: LinearSchedule(*value[LINEAR]) if isinstance(value, dict) and set(value) == {LINEAR} else value
+            for name, value in kept.items()
+        }
+    except (LookupError, TypeError, ValueError) as error:
+        if isinstance(error, UnsupportedArgument):
+            raise
+        raise CorruptFile(f"path: the checkpoint holds no arguments of a model ({error}); take another") from error
+    missing = [name for name in lacking if name not in given]
+    if missing:
+        raise UnsupportedArgument(f"{', '.join(missing)}: a checkpoint cannot hold it; pass the run's to resume()")
+    return {**found, **given}
 
 
 def _is_plain(value: Any) -> bool:

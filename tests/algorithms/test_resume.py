@@ -5,11 +5,10 @@ import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from lago_fast import FastKLPPO, errors
-from lago_fast.algorithms.checkpoint import paths_in
+from lago_fast.algorithms.checkpoint import newest, paths_in, write_tensors
 from lago_fast.algorithms.checkpoint_every import CheckpointEvery
 from lago_fast.algorithms.kl_coefficient import LinearSchedule
 from lago_fast.algorithms.progress_log import progress_logger
@@ -223,7 +222,23 @@ def test_a_callbacks_own_state_comes_back(tmp_path):
     assert make("plain").restore(tmp_path) == {"counting": {"seen": 24}}
 
 
-def test_json_logs_cannot_be_cut_back(tmp_path):
-    with pytest.raises(errors.UnsupportedArgument, match="json"):
-        progress_logger(tmp_path, ["csv", "json"], since=10)
-    assert configure  # Stable-Baselines3's own logger stays usable
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda figures: figures.clear(),
+        lambda figures: figures.update(arguments={"given": {"n_steps": 10**15}, "lacking": []}),
+        lambda figures: figures["arguments"]["given"].update(tensorboard_log="/somewhere"),
+        lambda figures: figures["arguments"]["given"].update(kl_coef={"LinearSchedule": [1, 2, 3, 4]}),
+        lambda figures: figures.pop("optimizer"),
+        lambda figures: figures.update(random=[[3, [1], None], [0]]),
+        lambda figures: figures.update(episodes=7),
+        lambda figures: figures.update(optimizer={"groups": [], "scalars": {"x": 1}}),
+    ],
+)
+def test_a_checkpoint_that_someone_else_made_is_refused_by_a_typed_error(tmp_path, change):
+    make("plain").learn(1, callback=CheckpointEvery(tmp_path))
+    path, state = newest(tmp_path)
+    change(state.figures)
+    write_tensors(path, *state)
+    with pytest.raises((errors.CorruptFile, errors.UnsupportedArgument)):
+        FastKLPPO.resume(tmp_path, point_env(), device="cpu")
