@@ -187,6 +187,7 @@ def test_without_git_there_is_no_commit_and_no_error(monkeypatch):
     assert runs.code_version() == {"commit": None, "dirty": None}
 
 
+@pytest.mark.filterwarnings("ignore:Reading `.npy`")  # of a header that looks like Python 2's
 def test_mutated_tables_are_read_or_refused(tmp_path, request):
     runs.save_table(tmp_path, np.arange(12, dtype=np.float32).reshape(3, 4))
     path = tmp_path / runs.TABLE
