@@ -217,6 +217,8 @@ class FastKLPPO(CollectingPPO):
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Take another env of the same spaces, as in Stable-Baselines3; the prior's instructions are matched anew."""
         super().set_env(env, force_reset)
+        if self.env is not None:
+            watch(self.env, self.step_timeout_s)
         if self.prior is not None and self.env is not None:
             self._prior_ids = match_env(self.prior, self.env).to(self.device)
 
@@ -326,10 +328,11 @@ class FastKLPPO(CollectingPPO):
         """Fit the policy to the prior on the first rollout's states; the stored ratios are stale after it."""
         for _ in range(self.n_epochs):
             for batch in self._buffer.get(self.batch_size):
-                outputs, _ = self._head.evaluate(self.policy, batch)
+                said, _ = self._micro_batches.evaluate(self._head, self.policy, batch)
+                outputs = tuple(output.requires_grad_() for output in said)
                 kl = (self._prior_kl(outputs, batch.prior) * batch.weight).sum() / batch.weight.sum().clamp(min=1)
-                self.policy.optimizer.zero_grad()
-                kl.backward()
+                grads = torch.autograd.grad(kl, outputs)
+                self._micro_batches.backward(self._head, self.policy, batch, grads)
                 self._optimize(parameters)
             self._n_updates += 1
         self._gradient_steps = self.n_epochs * -(-self.n_steps * self.n_envs // self.batch_size)

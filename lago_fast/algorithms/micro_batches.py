@@ -77,19 +77,19 @@ class MicroBatches:
         return self.halving(work, len(batch.weight))
 
     def backward(self, head: Head, policy: ActorCriticPolicy, batch: RolloutBatch, grads: tuple[Tensor, ...]) -> None:
-        """Make the parameters' gradients those of `grads`, given for what `evaluate` returned."""
+        """Make the parameters' gradients those of `grads`, given for what `evaluate` returned; values may have none."""
 
         def work(at_once: int) -> None:
             graph, self._graph = self._graph, []
             policy.optimizer.zero_grad()
             if graph:
-                torch.autograd.backward(graph, list(grads))
+                torch.autograd.backward(graph[: len(grads)], list(grads))
                 return
             for rows, part in _parts(batch, at_once):
                 outputs, values = head.evaluate(policy, part)
                 pairs = [
                     (output, grad if isinstance(output, nn.Parameter) else grad[rows])
-                    for output, grad in zip((*outputs, values), grads, strict=True)
+                    for output, grad in zip((*outputs, values), grads, strict=False)
                     # a parameter, as the log std is one, has its whole gradient once
                     if not isinstance(output, nn.Parameter) or rows.start == 0
                 ]

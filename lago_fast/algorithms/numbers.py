@@ -112,6 +112,7 @@ class Numbers:
         """Save the rollout's first steps, put back what normalises; raise the error again, or start new episodes."""
         assert model.env is not None
         normalise_by(model.env, self._normalisation)
+        model._last_obs = None  # whoever learns on after the error starts new episodes
         saved = self._saved(model, model.iterations, dict(_columns(model._buffer, steps)))
         self._settle(error, model.iterations, f"{error}{saved}")
         model.start_episodes()

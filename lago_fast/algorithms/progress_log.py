@@ -35,6 +35,8 @@ class ProgressCSV(CSVOutputFormat):
 
     def __init__(self, path: Path, since: int = 0) -> None:
         self.path = path
+        for rest in path.parent.glob(f".{path.name}.*"):  # of a writer that was killed
+            rest.unlink(missing_ok=True)
         self.keys, rows = _rows_until(path, since) if since else ([], [])
         self._replace(rows)
 

@@ -112,6 +112,18 @@ def test_a_prior_is_asked_in_parts(caplog):
     assert models[1]._prior_rows.rows == 25
 
 
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+def test_the_warm_start_is_done_in_parts_too():
+    weights = []
+    for rows in (1000, 16):
+        model = model_of("gaussian", warm_start=True)
+        full = Full(model.policy, rows, "backward")
+        weights.append(model.learn(100).policy.state_dict())
+        assert full.failures == (0 if rows == 1000 else 2)
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-5)
+
+
 def test_one_row_that_does_not_fit_is_an_error():
     def never(at_once):
         raise torch.OutOfMemoryError(f"{at_once} rows")
