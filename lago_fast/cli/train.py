@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -76,8 +76,13 @@ class Train(Command):
             prior = inputs.read_prior(self.prior, train.prior_mode, train.device, demos, self.env.max_episode_steps)
             inputs.check_fits(prior, self.env.tasks)
             self._check_control(inputs.exact_of(prior).reference["random_init"])
-        folder, table = self._reopened() if self.resume else self._opened(train, prior)
+        if self.resume:
+            table, encoder = runs.load_table(self.out.expanduser()), None
+        else:
+            table, encoder = inputs.instruction_table(self.env.tasks, prior, self.instruction_encoder)
         cloned = self._cloned(demos, table) if demos is not None and self.arm == "bc_ppo" else None
+        guide = None if prior is None else {"folder": self.prior, "digest": prior.digest}
+        folder = self._reopened() if self.resume else self._opened(train, guide, table, encoder)
         try:
             with console.progress_bar() as advance, StopOnSignals() as stop:
                 result = train_run(
@@ -105,18 +110,17 @@ class Train(Command):
         console.say(f"{result.env_steps:,} steps in {result.wall_s:.0f} s, {speed:,.0f} per second")
         console.say(f"written to {folder}; next: lago eval {self.out}")
 
-    def _opened(self, train: TrainSettings, prior: "inputs.Prior | None") -> "tuple[Path, np.ndarray | None]":
-        """Make the run folder; return it, and what policies see of the instructions."""
+    def _opened(self, train: TrainSettings, prior: Any, table: "np.ndarray | None", encoder: Any) -> Path:
+        """Make the run folder, with all settings in it."""
         from lago_fast import runs
         from lago_fast.training import make_env
 
-        table, encoder = inputs.instruction_table(self.env.tasks, prior, self.instruction_encoder)
         about = {
             "arm": self.arm,
             "seed": self.seed,
             "env": self.env,
             "train": train,
-            "prior": None if prior is None else {"folder": self.prior, "digest": prior.digest},
+            "prior": prior,
             "demos": self.demos,
             "instruction_encoder": encoder,
         }
@@ -124,16 +128,16 @@ class Train(Command):
         make_env(self.env, self.seed, table, self.num_threads).close()
         folder = runs.open_run(self.out, about, overwrite=self.overwrite)
         runs.save_table(folder, table)
-        return folder, table
+        return folder
 
-    def _reopened(self) -> "tuple[Path, np.ndarray | None]":
-        """Note in the run folder that it is resumed; return it, and its table of instructions."""
+    def _reopened(self) -> Path:
+        """Note in the run folder that it is resumed."""
         from lago_fast import runs
 
         folder = self.out.expanduser().absolute()
         before = runs.read_json(folder / runs.PROVENANCE).get("resumed", [])
         runs.note(folder, resumed=[*before, {**runs.code_version(), "command_line": sys.argv}])
-        return folder, runs.load_table(folder)
+        return folder
 
     def _check_inputs(self) -> None:
         """Raise UnsupportedArgument when the arm lacks an input, or would ignore one."""
