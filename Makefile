@@ -18,7 +18,7 @@ STRESS := $${CXX:-c++} -std=c++17 -O1 -g -pthread -Icsrc csrc/core/threads.cc cs
 LOSSES_STRESS := $${CXX:-c++} -std=c++17 -O1 -g -pthread -Wno-psabi -ffp-contract=fast -Icsrc csrc/core/threads.cc \
   csrc/ops/ppo_kl_categorical.cc csrc/ops/ppo_kl_gaussian.cc tests/native/threads_stress.cc
 
-.PHONY: help install demo clevr test lint format type wheel bench asan tsan fuzz cuda sanitizer
+.PHONY: help install demo clevr test lint format type wheel bench asan tsan fuzz kill soak cuda sanitizer
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -77,6 +77,12 @@ tsan:  ## the threads of the losses and of the latent cache under ThreadSanitize
 
 fuzz: .venv/.installed  ## a hundred thousand damaged files for each loader
 	$(BIN)/python -m pytest tests -k mutated --mutations 100000
+
+kill: .venv/.installed  ## kill training at fifty random moments, and go on each time
+	$(BIN)/python -m pytest tests -k killed --kills 50
+
+soak: .venv/.installed  ## two million env steps: memory, threads and file descriptors must not grow
+	$(BIN)/python -m pytest tests -k soak --soak-steps 2000000 -s
 
 cuda: .venv/.installed  ## build the CUDA kernels too and install them into .venv; needs nvcc, not a GPU
 	@command -v nvcc >/dev/null || [ -x "$${CUDA_HOME:-}/bin/nvcc" ] || { \

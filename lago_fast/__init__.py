@@ -7,7 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lago_fast.algorithms.checkpoint_every import CheckpointEvery
     from lago_fast.algorithms.fast_kl_ppo import FastKLPPO
+    from lago_fast.algorithms.stopping import StopOnSignals
     from lago_fast.demos import load_demos, record_demos
     from lago_fast.envs.clevr_robot import make_clevr_robot
     from lago_fast.envs.metaworld import make_metaworld
@@ -19,8 +21,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AmortisedPrior",
+    "CheckpointEvery",
     "FastKLPPO",
     "LatentActionPrior",
+    "StopOnSignals",
     "__version__",
     "fit_prior",
     "load_demos",
@@ -31,8 +35,10 @@ __all__ = [
 
 _HOME = {
     "AmortisedPrior": "lago_fast.priors.amortised",
+    "CheckpointEvery": "lago_fast.algorithms.checkpoint_every",
     "FastKLPPO": "lago_fast.algorithms.fast_kl_ppo",
     "LatentActionPrior": "lago_fast.priors.latent_action",
+    "StopOnSignals": "lago_fast.algorithms.stopping",
     "fit_prior": "lago_fast.priors.finetune",
     "load_demos": "lago_fast.demos",
     "make_clevr_robot": "lago_fast.envs.clevr_robot",

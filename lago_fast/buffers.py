@@ -81,6 +81,10 @@ class RolloutBuffer:
         """Store what the policy sees at step t, [N, ...] or a dictionary of such; return it as tensors."""
         for column, array in self._pairs(observation):
             column[t] = torch.from_numpy(array)
+        return self.observation_at(t)
+
+    def observation_at(self, t: int) -> Observations:
+        """Return what the policy saw at step t."""
         return map_observations(lambda column: column[t], self.observations)
 
     def as_tensors(self, observation: Any) -> Observations:

@@ -33,6 +33,18 @@ class NonFiniteError(LagoError, ValueError):
     """NaN or infinity in observations, rewards, losses or a prior's answer."""
 
 
+class NonFiniteLoss(NonFiniteError):
+    """A loss or gradient that became NaN or infinite; `gradient_step` is the first one of the update that was."""
+
+    def __init__(self, message: str, gradient_step: int) -> None:
+        super().__init__(message)
+        self.gradient_step = gradient_step
+
+
+class EnvironmentFailed(LagoError, RuntimeError):
+    """An environment's process that died or does not answer."""
+
+
 class RunExists(LagoError, FileExistsError):
     """An output folder that already holds results; nothing is overwritten unasked."""
 
@@ -75,6 +87,10 @@ class CorruptFile(LagoError, ValueError):
 
 class NotSaved(LagoError, OSError):
     """A file that could not be written, on a full disk for one; what stood in its place stands."""
+
+
+class NoCheckpoint(LagoError, FileNotFoundError):
+    """A place that holds no whole checkpoint."""
 
 
 class QuantizedTooFar(LagoError, ValueError):

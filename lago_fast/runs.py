@@ -5,6 +5,7 @@
     instruction_table.npy  what the policy sees of the instructions, with several tasks
     progress.csv, events.out.tfevents.*, checkpoints/, model.zip, curve.json, report.json, curves.png,
     audit.html
+    non_finite_*.safetensors  the rows of an iteration in which NaN or infinity came up
 
 Test: pytest tests/test_runs.py
 """
@@ -23,6 +24,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,6 +48,8 @@ RUN_FILES = (
     AUDIT,
     "events.out.tfevents.*",
     "checkpoints/*.zip",
+    "checkpoints/*.safetensors",
+    "non_finite_*.safetensors",
 )
 PACKAGES = (
     "lago_fast",
@@ -60,6 +64,8 @@ PACKAGES = (
     "transformers",
     "peft",
 )
+# what numpy raises on a damaged file, whose header is Python's own syntax
+UNREADABLE_TABLE = (OSError, ValueError, TypeError, EOFError, MemoryError, OverflowError, SyntaxError, TokenError)
 SettingsT = TypeVar("SettingsT")
 
 
@@ -176,8 +182,9 @@ def load_table(folder: Path) -> np.ndarray | None:
     if not path.exists():
         return None
     try:
-        table: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        # mapped first: a header that claims more than the file holds takes no memory
+        table = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    except UNREADABLE_TABLE as error:
         raise UnsupportedArgument(f"path: {path} cannot be read ({error}); train the run again") from error
     return table
 

@@ -5,20 +5,23 @@ Arms: "ppo" (no prior), "lago" (the prior's KL), "bc_ppo" (policy cloned from th
 Test: pytest tests/test_experiment.py
 """
 
-import json
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.callbacks import BaseCallback
 
+from lago_fast import runs
+from lago_fast.algorithms.checkpoint_every import CheckpointEvery
 from lago_fast.algorithms.cloning import clone_policy
 from lago_fast.algorithms.fast_kl_ppo import FastKLPPO
 from lago_fast.algorithms.kl_coefficient import LinearSchedule
+from lago_fast.algorithms.progress_log import progress_logger
+from lago_fast.algorithms.stopping import StopOnSignals
 from lago_fast.envs.sb3_adapter import SB3VecEnv
 from lago_fast.envs.suites import suite_named
 from lago_fast.errors import UnsupportedArgument
@@ -27,7 +30,7 @@ from lago_fast.presets import EnvSettings, Experiment, TrainSettings
 from lago_fast.priors.base import ActionPrior, match_instructions
 
 ARMS = ("ppo", "lago", "bc_ppo", "lago_random_init")
-CHECKPOINT_ROLLOUTS = 25  # between two checkpoints
+CHECKPOINT_EVERY = 25  # iterations between two checkpoints
 WINDOW = 50  # episodes per task over which training success is counted
 
 
@@ -77,6 +80,33 @@ class SuccessCurve(BaseCallback):
             self.audits.append(float(self.logger.name_to_value["prior/audit_kl_nats"]))
         if self.progress is not None:
             self.progress(self.num_timesteps, self.locals["total_timesteps"])
+
+    def kept(self) -> dict[str, Any]:
+        """Return what a checkpoint has to hold of it."""
+        recent = [[bool(success) for success in episodes] for episodes in self.recent]
+        return {"recent": recent, "curve": self.curve, "steps_to_90": self.steps_to_90, "audits": self.audits}
+
+    def take_back(self, kept: dict[str, Any]) -> None:
+        """Become what `kept` was asked of."""
+        self.recent = [deque(episodes, maxlen=WINDOW) for episodes in kept["recent"]]
+        self.curve, self.steps_to_90, self.audits = kept["curve"], kept["steps_to_90"], kept["audits"]
+
+
+class RestartEnvs(BaseCallback):
+    """Build the envs anew before some iterations, as a run does that is resumed there."""
+
+    def __init__(self, at: Sequence[int], build: Callable[[], Any]) -> None:
+        super().__init__()
+        self.at, self.build = at, build
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        assert isinstance(self.model, FastKLPPO)
+        if self.model.iterations in self.at:
+            self.training_env.close()
+            self.model.restart_envs(self.build)
 
 
 def make_env(settings: EnvSettings, seed: int, table: np.ndarray | None, num_threads: int | None = None) -> Any:
@@ -136,8 +166,15 @@ def train_run(
     demonstrations: tuple[np.ndarray, np.ndarray] | None = None,
     num_threads: int | None = None,
     progress: Any = None,
+    resume: bool = False,
+    stop: StopOnSignals | None = None,
+    checkpoint_every: int = CHECKPOINT_EVERY,
+    restart_at: Sequence[int] = (),
 ) -> RunResult:
     """Train one arm with one seed; write progress.csv, TensorBoard, checkpoints, model.zip and curve.json.
+
+    A run that is resumed equals, on a CPU with the same number of threads, one that was never stopped and built its
+    envs anew there (`restart_at`), bit for bit.
 
     Args:
         arm: one of ARMS.
@@ -149,9 +186,14 @@ def train_run(
         demonstrations: observations [n, O] and actions, [n, D] or [n], of the arm bc_ppo.
         num_threads: per pool; default: the cores shared among the pools.
         progress: called with (steps done, steps in all).
+        resume: go on from the newest checkpoint in the folder.
+        stop: signals that end the run after the iteration under way.
+        checkpoint_every: iterations between two checkpoints.
+        restart_at: iterations before which the envs are built anew.
 
     Raises:
-        UnsupportedArgument: unknown arm, or what the arm needs is missing.
+        UnsupportedArgument: unknown arm, what the arm needs is missing, or nothing is left to resume.
+        NoCheckpoint: there is none to resume from.
     """
     if arm not in ARMS:
         raise UnsupportedArgument(f"arm={arm!r}: choose one of {', '.join(ARMS)}")
@@ -161,8 +203,12 @@ def train_run(
     if arm == "bc_ppo" and demonstrations is None:
         raise UnsupportedArgument("demonstrations: the arm bc_ppo needs them; record them with `lago demos`")
     settings = experiment.train
-    env = make_env(experiment.env, seed, table, num_threads)
-    logger = configure(str(folder), ["csv", "tensorboard"])
+
+    def build() -> Any:
+        return make_env(experiment.env, seed, table, num_threads)
+
+    env = build()
+    model, logger = None, None
     try:
         model = FastKLPPO(
             "MlpPolicy",
@@ -174,25 +220,36 @@ def train_run(
             kl_direction=settings.kl_direction,
             impl=settings.impl,
         )
-        model.set_logger(logger)
-        if arm == "bc_ppo" and demonstrations is not None:
-            clone_policy(model.policy, *demonstrations, seed=seed)
         lane = env.array_lane
-        callback = SuccessCurve(lane.tasks, lane.task_id, progress)
-        checkpoints = CheckpointCallback(
-            save_freq=CHECKPOINT_ROLLOUTS * settings.n_steps, save_path=str(folder / "checkpoints"), name_prefix="model"
+        curve = SuccessCurve(lane.tasks, lane.task_id, progress)
+        total = settings.steps_per_task * len(lane.tasks)
+        if resume:
+            curve.take_back(model.restore(folder / "checkpoints")["curve"])
+            if model.num_timesteps >= total:
+                raise UnsupportedArgument(f"resume: {folder} has taken all of its {total:,} steps; nothing is left")
+        elif arm == "bc_ppo" and demonstrations is not None:
+            clone_policy(model.policy, *demonstrations, seed=seed)
+        logger = progress_logger(folder, ["csv", "tensorboard"], since=model.num_timesteps)
+        model.set_logger(logger)
+        checkpoints = CheckpointEvery(folder / "checkpoints", checkpoint_every, stop=stop, also={"curve": curve})
+        cpu_started = time.process_time()
+        model.learn(
+            total - model.num_timesteps,
+            callback=[curve, checkpoints, RestartEnvs(restart_at, build)],
+            log_interval=1,
+            reset_num_timesteps=not resume,
         )
-        started, cpu_started = time.perf_counter(), time.process_time()
-        model.learn(settings.steps_per_task * len(lane.tasks), callback=[callback, checkpoints], log_interval=1)
-        wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
+        wall_s, cpu_s = (time.time_ns() - model.start_time) / 1e9, time.process_time() - cpu_started
     finally:
-        logger.close()
-        env.close()
-    model.save(folder / "model.zip")
-    curve = {"tasks": callback.curve, "steps_to_90": callback.steps_to_90, "arm": arm, "seed": seed}
-    (folder / "curve.json").write_text(json.dumps(curve) + "\n", encoding="utf-8")
-    audit = float(np.mean(callback.audits)) if callback.audits else None
-    return RunResult(model, curve, model.num_timesteps, wall_s, cpu_s, audit)
+        if logger is not None:
+            logger.close()
+        last = None if model is None else model.get_env()  # another one after a restart
+        (env if last is None else last).close()
+    model.save(folder / runs.MODEL)
+    summary = {"tasks": curve.curve, "steps_to_90": curve.steps_to_90, "arm": arm, "seed": seed}
+    runs.write_json(folder / runs.CURVE, summary)
+    audit = float(np.mean(curve.audits)) if curve.audits else None
+    return RunResult(model, summary, model.num_timesteps, wall_s, cpu_s, audit)
 
 
 def observations(states: np.ndarray, instruction_id: np.ndarray, table: np.ndarray | None) -> np.ndarray:

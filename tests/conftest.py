@@ -37,3 +37,5 @@ def _seeded() -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the fuzzing verbs of the Makefile ask for more than the suite does."""
     parser.addoption("--mutations", type=int, default=300, help="damaged files per loader")
+    parser.addoption("--kills", type=int, default=4, help="how often a training process is killed")
+    parser.addoption("--soak-steps", type=int, default=60_000, help="env steps of the soak")

@@ -56,6 +56,7 @@ RULES = {
             "numpy",
             "gymnasium",
             "stable_baselines3",
+            "safetensors",
             "lago_fast.ops",
             "lago_fast.buffers",
             "lago_fast.priors.base",

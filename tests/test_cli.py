@@ -325,7 +325,7 @@ def test_a_second_run_is_answered_by_the_file_of_the_first_and_equals_it(prior, 
     assert all(float(row["prior/cache_hit_rate"]) == 1 for row in warm_rows)
     assert all(torch_equal(cold[name], warm[name]) for name in cold)
     assert logged == logged_again
-    assert runs.read_config(tmp_path / "warm")["prior_cache"]["path"] == str(tmp_path / "answers.lmdb")
+    assert runs.read_config(tmp_path / "warm")["asking"]["prior_cache"] == str(tmp_path / "answers.lmdb")
     stats = runs.read_json(tmp_path / "warm" / "provenance.json")["prior_cache"]
     assert stats["file_hits"] == stats["file_rows"] == 600
     assert "file_hits" in capsys.readouterr().out

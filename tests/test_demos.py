@@ -1,6 +1,7 @@
 """Demonstrations: recorded, read back, readable by Minari, and refused when damaged."""
 
 import json
+import random
 import shutil
 import sys
 
@@ -14,6 +15,7 @@ from lago_fast.demos import expert_table, load_demos, record_demos
 from lago_fast.envs.experts import play_expert
 from lago_fast.envs.metaworld import task_phrasings
 from lago_fast.errors import DemonstrationError, MissingExtra, RunExists, UnknownTask, UnsupportedArgument
+from tests.algorithms.test_safe_load import mutate
 
 TASKS = ["reach", "drawer-open"]
 SETTINGS = {"seed": 4, "max_episode_steps": 70, "num_envs_per_task": 2}
@@ -175,7 +177,27 @@ def truncate_file(path):
     file.write_bytes(file.read_bytes()[:1000])
 
 
+def forget_hash(path):
+    file = path / "data" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    del metadata["lago"]["sha256"]
+    file.write_text(json.dumps(metadata))
+
+
+def alter(path):
+    file = path / "data" / "main_data.hdf5"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def cut_short(path):
+    forget_hash(path)
+    truncate_file(path)
+
+
 def rewrite(path, name, change):
+    forget_hash(path)
     with h5py.File(path / "data" / "main_data.hdf5", "a") as file:
         values = change(file[name][()])
         del file[name]
@@ -198,7 +220,15 @@ def edit_metadata(**changes):
     return edit
 
 
+def bomb(path):
+    forget_hash(path)
+    with h5py.File(path / "data" / "main_data.hdf5", "a") as file:
+        del file["episode_0/observations"]
+        file.create_dataset("episode_0/observations", (10**9, 39), np.float32, chunks=(1024, 39))
+
+
 def drop_label(path):
+    forget_hash(path)
     with h5py.File(path / "data" / "main_data.hdf5", "a") as file:
         del file["episode_2"].attrs["instruction"]
 
@@ -210,7 +240,10 @@ def drop_label(path):
         (lambda path: (path / "data" / "metadata.json").unlink(), "unreadable"),
         (lambda path: (path / "data" / "metadata.json").write_text("{nonsense"), "unreadable"),
         (lambda path: (path / "data" / "main_data.hdf5").unlink(), "unreadable"),
-        (truncate_file, "unreadable"),
+        (truncate_file, "unreadable.*SHA-256"),
+        (cut_short, "unreadable"),
+        (alter, "unreadable.*SHA-256"),
+        (bomb, "unreadable.*156,0.*honestly"),
         (edit_metadata(total_episodes=0), "no episode"),
         (edit_metadata(total_episodes=9), "unreadable"),
         (edit_metadata(action_space=DISCRETE), "do not fit"),
@@ -227,6 +260,9 @@ def drop_label(path):
         "bad-json",
         "no-data",
         "truncated-file",
+        "truncated-file-without-hash",
+        "altered-file",
+        "bomb",
         "empty",
         "too-few",
         "other-space",
@@ -290,3 +326,22 @@ def test_expert_table_rows():
     assert reach["return"] == pytest.approx(np.mean(returns), rel=1e-6)
     with pytest.raises(UnsupportedArgument, match="episodes=0"):
         expert_table(TASKS, 0)
+
+
+def test_mutated_datasets_are_refused_or_read(tmp_path, request):
+    path = tmp_path / "two-tasks-v0"
+    record_demos(["reach"], 2, path, max_episode_steps=20, num_envs_per_task=2)
+    data, about = path / "data" / "main_data.hdf5", path / "data" / "metadata.json"
+    whole, metadata = data.read_bytes(), about.read_bytes()
+    forget_hash(path)
+    unhashed = about.read_bytes()  # as another program's dataset, which the HDF5 library has to make out by itself
+    rng, outcomes = random.Random(0), {"read": 0, "refused": 0}
+    for i in range(request.config.getoption("--mutations")):
+        data.write_bytes(whole if i % 3 == 0 else mutate(whole, rng))
+        about.write_bytes((mutate(metadata, rng), metadata, unhashed)[i % 3])
+        try:
+            load_demos(path)
+            outcomes["read"] += 1
+        except DemonstrationError:
+            outcomes["refused"] += 1
+    assert outcomes["refused"] > outcomes["read"]

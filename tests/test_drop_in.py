@@ -1,10 +1,37 @@
-"""What a user of stable-baselines3 types keeps its meaning."""
+"""What a user of stable-baselines3 types keeps its meaning.
+
+What is promised, and the test that holds it; here where no file is named, else below tests/algorithms:
+
+    spaces of actions and observations, policies, extractors,   test_every_space.py test_same_seed_same_training
+      net_arch, shared or separate, gSDE
+    a prior where there is no form for one                      test_every_space.py test_a_prior_without_a_closed_kl...
+    VecNormalize (also with the array lane), VecFrameStack,     test_every_space.py test_same_seed_same_training_...
+      VecMonitor
+    callback classes, lists, early stop                         test_every_callback_class_..., test_a_callback_stops...
+    self.locals                                                 test_self_locals_are_those_of_stable_baselines3
+    logger formats and keys                                     test_every_log_format_gets_sb3s_keys
+    set_env                                                     test_another_env_is_taken
+    set_parameters, get_parameters                              test_parameters_are_read_and_set_as_there
+    predict                                                     test_predict_takes_one_observation_or_many
+    reset_num_timesteps=False                                   test_learning_goes_on_where_it_stopped_or_starts_anew
+    rollout_buffer.advantages, .returns                         test_every_space.py test_the_buffer_reads_as_arrays
+    target_kl                                                   test_sb3_parity.py test_target_kl_stops_where_sb3_stops
+    warnings                                                    test_the_warnings_are_those_of_stable_baselines3
+    models of SB3 load here, ours there                         test_a_model_of_sb3_loads_here_and_ours_there
+    rl_zoo3                                                     test_the_zoo_trains_with_it, where it is installed
+    the same weights after several iterations                   test_sb3_parity.py test_same_seed_same_training:
+      (impl="reference" and "auto", kl_coef=0, DummyVecEnv)       rtol 1e-3, atol 1e-4
+    gymnasium vector envs                                       test_gymnasium_vector.py
+"""
 
 import argparse
 import copy
 import inspect
 import json
+import re
+import warnings
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -13,13 +40,19 @@ from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
     CheckpointCallback,
+    ConvertCallback,
     EvalCallback,
     EveryNTimesteps,
+    LogEveryNTimesteps,
     ProgressBarCallback,
+    StopTrainingOnMaxEpisodes,
+    StopTrainingOnNoModelImprovement,
     StopTrainingOnRewardThreshold,
 )
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from lago_fast import FastKLPPO, make_metaworld
 
@@ -32,6 +65,8 @@ OURS = {
     "prior_temperature",
     "warm_start",
     "impl",
+    "on_nan",
+    "step_timeout_s",
 }
 
 
@@ -194,9 +229,107 @@ def test_a_callback_stops_learning():
     assert stopped.num_timesteps == 16
 
 
-def test_sb3s_own_warning_of_a_truncated_minibatch_is_given():
-    with pytest.warns(UserWarning, match="truncated mini-batch"):
-        FastKLPPO("MlpPolicy", make_vec_env("CartPole-v1", n_envs=2), n_steps=16, batch_size=20, device="cpu")
+LOCALS_OF_A_STEP = (
+    *("self", "env", "callback", "rollout_buffer", "n_rollout_steps", "n_steps", "obs_tensor", "actions", "values"),
+    *("log_probs", "clipped_actions", "new_obs", "rewards", "dones", "infos"),
+)
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_self_locals_are_those_of_stable_baselines3(env_id):
+    class Record(BaseCallback):
+        def __init__(self):
+            super().__init__()
+            self.steps = []
+
+        def _on_step(self):
+            seen = {name: self.locals[name] for name in LOCALS_OF_A_STEP}
+            self.steps.append({name: copy.deepcopy(seen[name]) for name in seen if name not in LOCALS_OF_A_STEP[:4]})
+            return True
+
+    records = []
+    for algorithm in (PPO, FastKLPPO):
+        record = Record()
+        env = make_vec_env(env_id, n_envs=2, seed=0)
+        algorithm("MlpPolicy", env, n_steps=16, batch_size=16, device="cpu", seed=0).learn(32, callback=record)
+        records.append(record.steps)
+    for theirs, ours in zip(*records, strict=True):
+        for name in ("obs_tensor", "actions", "values", "log_probs", "clipped_actions", "new_obs", "rewards", "dones"):
+            assert np.shape(ours[name]) == np.shape(theirs[name]), name
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        assert [set(info) for info in ours["infos"]] == [set(info) for info in theirs["infos"]]
+        assert ours["n_steps"] == theirs["n_steps"]
+
+
+def test_every_callback_class_does_what_it_does_there(tmp_path):
+    calls = {}
+    for algorithm in (PPO, FastKLPPO):
+        env = make_vec_env("CartPole-v1", n_envs=2, seed=0)
+        evaluation = make_vec_env("CartPole-v1", n_envs=1, seed=1)
+        folder, seen = tmp_path / algorithm.__name__, []
+        callbacks = CallbackList(
+            [
+                CheckpointCallback(32, str(folder), save_replay_buffer=True, save_vecnormalize=True),
+                EveryNTimesteps(64, ConvertCallback(lambda _variables, _, seen=seen: seen.append(1) is None)),
+                LogEveryNTimesteps(50),
+                StopTrainingOnMaxEpisodes(max_episodes=9),
+                EvalCallback(
+                    evaluation,
+                    callback_after_eval=StopTrainingOnNoModelImprovement(100, verbose=0),
+                    eval_freq=40,
+                    n_eval_episodes=1,
+                    log_path=str(folder / "evaluations"),
+                    best_model_save_path=str(folder),
+                    verbose=0,
+                ),
+            ]
+        )
+        model = algorithm("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=1, device="cpu", seed=0)
+        model.set_logger(configure(str(folder), ["csv"]))
+        model.learn(2000, callback=callbacks)
+        model.logger.close()
+        files = sorted(path.name for path in folder.iterdir())
+        calls[algorithm] = (model.num_timesteps, len(seen), files)
+    assert calls[FastKLPPO] == calls[PPO]
+    assert calls[PPO][0] < 2000  # the ninth episode ended it
+
+
+def test_another_env_is_taken():
+    model = small_model().learn(32)
+    other = make_vec_env("CartPole-v1", n_envs=2, seed=5)
+    model.set_env(other)
+    assert model.get_env() is other
+    assert model.learn(32, reset_num_timesteps=False).num_timesteps == 64
+    with pytest.raises(AssertionError, match="number of environments"):
+        model.set_env(make_vec_env("CartPole-v1", n_envs=3))
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        model.set_env(make_vec_env("Pendulum-v1", n_envs=2))
+
+
+def warnings_of(action):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        action()
+    texts = [str(warning.message) for warning in caught if warning.category is UserWarning]
+    return [re.sub(r"0x[0-9a-f]+", "at", text) for text in texts]
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("case", ["truncated minibatch", "no monitor", "other type of env"])
+def test_the_warnings_are_those_of_stable_baselines3(case):
+    def act(algorithm):
+        size = 20 if case == "truncated minibatch" else 16
+        env = make_vec_env("CartPole-v1", n_envs=2)
+        model = algorithm("MlpPolicy", env, n_steps=16, batch_size=size, n_epochs=1, device="cpu", seed=0)
+        if case == "no monitor":
+            evaluate_policy(model, DummyVecEnv([lambda: gym.make("CartPole-v1")]), n_eval_episodes=1)
+        if case == "other type of env":
+            evaluation = VecNormalize(make_vec_env("CartPole-v1", n_envs=1), training=False)
+            model.learn(32, callback=EvalCallback(VecMonitor(evaluation), eval_freq=1000, verbose=0))
+
+    theirs, ours = (warnings_of(lambda algorithm=algorithm: act(algorithm)) for algorithm in (PPO, FastKLPPO))
+    assert ours == theirs
+    assert theirs
 
 
 def test_the_zoo_trains_with_it(tmp_path, monkeypatch):

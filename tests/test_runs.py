@@ -2,16 +2,19 @@
 
 import json
 import math
+import random
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from lago_fast import runs
+from lago_fast import errors, runs
 from lago_fast.errors import RunExists, UnsupportedArgument
+from tests.algorithms.test_safe_load import mutate
 
 
 @dataclass(frozen=True)
@@ -182,3 +185,26 @@ def test_the_commit_is_that_of_the_checkout_of_the_package_alone(tmp_path, monke
 def test_without_git_there_is_no_commit_and_no_error(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert runs.code_version() == {"commit": None, "dirty": None}
+
+
+@pytest.mark.filterwarnings("ignore:Reading `.npy`")  # of a header that looks like Python 2's
+def test_mutated_tables_are_read_or_refused(tmp_path, request):
+    runs.save_table(tmp_path, np.arange(12, dtype=np.float32).reshape(3, 4))
+    path = tmp_path / runs.TABLE
+    whole, rng, outcomes = path.read_bytes(), random.Random(0), {"read": 0, "refused": 0}
+    for _ in range(request.config.getoption("--mutations")):
+        path.write_bytes(mutate(whole, rng))
+        try:
+            assert runs.load_table(tmp_path).nbytes <= len(whole) + 64
+            outcomes["read"] += 1
+        except errors.UnsupportedArgument:
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 0
+
+
+def test_a_table_that_claims_more_than_it_holds_takes_no_memory(tmp_path):
+    path = tmp_path / runs.TABLE
+    np.save(path, np.zeros((3, 4), np.float32))
+    path.write_bytes(path.read_bytes().replace(b"(3, 4), }", b"(3000000000, 400), }"))
+    with pytest.raises(errors.UnsupportedArgument, match="cannot be read"):
+        runs.load_table(tmp_path)

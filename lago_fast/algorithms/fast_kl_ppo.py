@@ -5,11 +5,9 @@ Sources: PPO, arXiv 1707.06347; the prior's term, LaGO (arXiv 2606.24669) and ar
 Test: pytest tests/algorithms
 """
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
@@ -21,30 +19,25 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from lago_fast import ops
-from lago_fast.algorithms.atomic import replacing
+from lago_fast.algorithms.collecting import CollectingPPO
 from lago_fast.algorithms.flat_adam import FlatAdam
 from lago_fast.algorithms.gymnasium_vector import GymnasiumVecEnv
 from lago_fast.algorithms.heads import PolicysOwnHead, make_head
 from lago_fast.algorithms.kl_coefficient import AUTO_START, KLCoefficient
-from lago_fast.algorithms.lanes import episode_info, lane_of
+from lago_fast.algorithms.lanes import example_of
+from lago_fast.algorithms.micro_batches import Halving, MicroBatches
+from lago_fast.algorithms.numbers import Numbers, check_parameters
 from lago_fast.algorithms.prior_match import check_prior, match_env
-from lago_fast.algorithms.safe_load import safe_objects
 from lago_fast.algorithms.update_log import record_update
+from lago_fast.algorithms.workers import STEP_TIMEOUT_S, watch
 from lago_fast.buffers import RolloutBuffer
-from lago_fast.errors import DeviceUnavailable, NonFiniteError, PriorMismatch, UnsupportedArgument
+from lago_fast.errors import DeviceUnavailable, NonFiniteLoss, PriorMismatch, UnsupportedArgument
 from lago_fast.priors.base import ActionPrior
 
 Schedule = Callable[[float], float]
 
 
-def example_of(space: spaces.Space[Any]) -> np.ndarray | dict[str, np.ndarray]:
-    """Return zeros of an observation's shape and dtype, key by key for a Dict."""
-    if isinstance(space, spaces.Dict):
-        return {key: np.zeros(part.shape or (), part.dtype) for key, part in space.items()}
-    return np.zeros(space.shape or (), space.dtype)
-
-
-class FastKLPPO(PPO):
+class FastKLPPO(CollectingPPO):
     """PPO guided by a frozen action prior; without one, Stable-Baselines3's PPO.
 
     The positional arguments are Stable-Baselines3's, with its meanings and defaults. Refused by name:
@@ -63,6 +56,10 @@ class FastKLPPO(PPO):
         warm_start: spend the first rollout on fitting the policy to the prior, with no PPO update.
         impl: implementation of the loss op (`lago_fast.ops`); the other ops take the same name where it is
             written for them, else "auto". `impls` says what came of it.
+        on_nan: NaN or infinity in observations, rewards, the prior, losses or gradients: "raise" an error that names
+            env and step, or "skip" the iteration with a warning. Either way the rows are saved beside the log, and
+            policy and optimiser are what they were before the iteration.
+        step_timeout_s: longest wait for an env in a process of its own; None: forever.
 
     Raises:
         UnsupportedArgument: a value that cannot be honoured.
@@ -109,6 +106,8 @@ class FastKLPPO(PPO):
         prior_temperature: float = 1.0,
         warm_start: bool = False,
         impl: str = "auto",
+        on_nan: str = "raise",
+        step_timeout_s: float | None = STEP_TIMEOUT_S,
     ) -> None:
         if rollout_buffer_class is not None or rollout_buffer_kwargs:
             raise UnsupportedArgument("rollout_buffer_class, rollout_buffer_kwargs: the buffer is part of this trainer")
@@ -125,10 +124,12 @@ class FastKLPPO(PPO):
         self.kl_coef, self.target_prior_kl = kl_coef, target_prior_kl
         self.kl_direction, self.kl_placement = kl_direction, kl_placement
         self.prior_temperature, self.warm_start, self.impl = prior_temperature, warm_start, impl
+        self.on_nan, self.step_timeout_s = on_nan, step_timeout_s
         self.prior = prior
         self.prior_digest: str | None = None
         self.auto_kl_coef = AUTO_START  # what kl_coef="auto" has come to
         self._kl_coefficient = KLCoefficient(kl_coef, target_prior_kl)
+        self._begin_run()
         super().__init__(
             policy,
             env,
@@ -178,6 +179,8 @@ class FastKLPPO(PPO):
         self.policy_kwargs = users
         self._kl_coefficient = KLCoefficient(self.kl_coef, self.target_prior_kl, self.auto_kl_coef)
         self._head = make_head(self.policy, self._impl_of("mlp"))
+        self._numbers, self._dropped, self._gradient_steps = Numbers(self.on_nan), False, 0
+        self._micro_batches, self._prior_rows = MicroBatches(), Halving("a prior query")
         self.impls = {self._head.op: ops.resolve(self._head.op, self.device.type, self.impl)[0]}
         for op in ("adam", "gae", "mlp", "take_rows"):
             self.impls[op] = ops.resolve(op, self.device.type, self._impl_of(op))[0]
@@ -198,12 +201,6 @@ class FastKLPPO(PPO):
         """Return the implementation wanted of an op beside the loss: the same where it is written for that op."""
         return self.impl if self.impl in ops.IMPLEMENTATIONS[op] else "auto"
 
-    def _look_at_policy(self) -> None:
-        """Find the policy's networks where they are now: whoever holds the model may have changed them."""
-        if self._head.networks is not None:
-            self._head.networks.refresh()
-            self.impls["mlp"] = "cpp" if self._head.networks.native else "reference"
-
     def set_prior(self, prior: ActionPrior) -> None:
         """Take `prior` as this model's prior, after checking that it fits.
 
@@ -222,147 +219,52 @@ class FastKLPPO(PPO):
             self._prior_ids = match_env(prior, self.env).to(self.device)
         self.prior, self.prior_digest = prior, prior.digest
 
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Take another env of the same spaces, as in Stable-Baselines3; the prior's instructions are matched anew."""
+        super().set_env(env, force_reset)
+        if self.env is not None:
+            watch(self.env, self.step_timeout_s)
+        if self.prior is not None and self.env is not None:
+            self._prior_ids = match_env(self.prior, self.env).to(self.device)
+
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         if self.prior is None and self.prior_digest is not None:
             raise PriorMismatch(
                 f"prior: this model was trained with prior {self.prior_digest}; pass it to load(prior=...)"
             )
-        fresh_env = self._last_obs is None or kwargs.get("reset_num_timesteps", args[2] if len(args) > 2 else True)
+        reset_num_timesteps = kwargs.get("reset_num_timesteps", args[2] if len(args) > 2 else True)
+        fresh_env = self._last_obs is None or reset_num_timesteps
+        assert self.env is not None
+        watch(self.env, self.step_timeout_s)
         result = super()._setup_learn(*args, **kwargs)
         if fresh_env:
-            assert self.env is not None
-            self._lane = lane_of(self.env)
-            self._instruction_id = self._lane.begin()
+            self._take_lane()
+        if reset_num_timesteps:
+            self._begin_run()
+        self._continue_log()
         return result
-
-    # ---- collection -------------------------------------------------------------------------------------------
-
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: SB3RolloutBuffer, n_rollout_steps: int
-    ) -> bool:
-        """Fill the buffer with one rollout; the signature is Stable-Baselines3's.
-
-        Raises:
-            NonFiniteError: an observation or a reward is NaN or infinite.
-        """
-        buffer = self._buffer
-        if rollout_buffer is not self.rollout_buffer or n_rollout_steps != self.n_steps or env is not self.env:
-            raise UnsupportedArgument("env, rollout_buffer, n_rollout_steps: only the model's own can be collected")
-        self.policy.set_training_mode(False)
-        self._look_at_policy()
-        if self.use_sde:
-            self.policy.reset_noise(self.n_envs)
-        callback.on_rollout_start()
-        terminal_values: list[tuple[int, Tensor, Tensor]] = []
-        for t in range(n_rollout_steps):
-            if self.use_sde and self.sde_sample_freq > 0 and t % self.sde_sample_freq == 0:
-                self.policy.reset_noise(self.n_envs)
-            actions = self._act(buffer, t)
-            step = self._lane.step(self._bounded(actions))
-            self.num_timesteps += int(step.valid.sum())
-            infos, episodes, dones, rewards = (
-                step.infos,
-                step.episodes,
-                step.terminated | step.truncated,
-                step.reward,
-            )
-            callback.update_locals(locals())
-            if not callback.on_step():
-                return False
-            for episode in episodes:
-                self.ep_info_buffer.append(episode_info(episode, self.start_time / 1e9))  # type: ignore[union-attr]
-                if episode.success is not None:
-                    self.ep_success_buffer.append(episode.success)  # type: ignore[union-attr]
-            for column, array in (
-                (buffer.rewards, step.reward),
-                (buffer.terminated, step.terminated),
-                (buffer.truncated, step.truncated),
-                (buffer.valid, step.valid),
-            ):
-                column[t] = torch.from_numpy(array)
-            if len(step.replaced):
-                envs = torch.as_tensor(step.replaced, device=self.device)
-                terminal_values.append((t, envs, self._values(step.last_observation)))
-            self._last_obs, self._instruction_id = step.observation, step.instruction_id
-            self._last_episode_starts = dones
-        buffer.bootstrap(self._values(self._last_obs), terminal_values)
-        seen = buffer.observations
-        for column in seen.values() if isinstance(seen, dict) else (seen,):
-            self._check_finite(column, "observation")
-        self._check_finite(buffer.rewards, "reward")
-        if self.prior is not None:
-            self._query_prior(self.prior)
-        buffer.compute_returns_and_advantage(self.gamma, self.gae_lambda, self.impls["gae"])
-        callback.update_locals(locals())
-        callback.on_rollout_end()
-        return True
-
-    @torch.no_grad()
-    def _act(self, buffer: RolloutBuffer, t: int) -> np.ndarray:
-        """Store what the policy sees, says and chooses at step t; return the actions, not clipped."""
-        buffer.instruction_id[t] = torch.from_numpy(self._instruction_id)
-        acted = self._head.act(buffer.store_observation(t, self._last_obs))
-        buffer.actions[t], buffer.values[t], buffer.log_probs[t] = acted.actions, acted.values, acted.log_prob
-        for column, output in zip(buffer.policy_outputs, acted.outputs, strict=True):
-            column[t] = output
-        return acted.actions.cpu().numpy().reshape(self.n_envs, *self.action_space.shape)  # type: ignore[misc]
-
-    def _bounded(self, actions: np.ndarray) -> np.ndarray:
-        """Return the actions as the env takes them."""
-        if not isinstance(self.action_space, spaces.Box):
-            return actions
-        if self.policy.squash_output:
-            return self.policy.unscale_action(actions)
-        # the policy is an unbounded Gaussian; the env gets its samples inside the box
-        return np.clip(actions, self.action_space.low, self.action_space.high)
-
-    @torch.no_grad()
-    def _values(self, observations: Any) -> Tensor:
-        return self.policy.predict_values(self._buffer.as_tensors(observations)).flatten()
-
-    def _query_prior(self, prior: ActionPrior) -> None:
-        """Ask the prior once about every collected step; with kl_placement="reward", charge its KL."""
-        buffer = self._buffer
-        assert isinstance(buffer.observations, Tensor)
-        states = buffer.observations.flatten(0, 1).flatten(1)[:, : prior.state_dim]
-        answer = prior.query(states, self._prior_ids[buffer.instruction_id.flatten()])
-        assert not isinstance(self._head, PolicysOwnHead)
-        for column, output in zip(buffer.prior_outputs, self._head.prior_outputs(answer), strict=True):
-            column.copy_(output.reshape(column.shape))
-        if torch.isnan(torch.stack([column.sum() for column in buffer.prior_outputs])).any():
-            raise NonFiniteError("prior: it answered NaN; check its files with `lago info`, or fit it again")
-        for key, value in prior.telemetry().items():
-            self.logger.record(key, value)
-        if self.kl_placement == "reward":
-            kl = self._prior_kl(
-                tuple(o.flatten(0, 1) for o in buffer.policy_outputs),
-                tuple(o.flatten(0, 1) for o in buffer.prior_outputs),
-            )
-            buffer.rewards -= self._kl_coefficient.value(self._current_progress_remaining) * kl.reshape_as(
-                buffer.rewards
-            )
-
-    def _prior_kl(self, outputs: tuple[Tensor, ...], prior: tuple[Tensor, ...]) -> Tensor:
-        assert not isinstance(self._head, PolicysOwnHead)
-        return self._head.prior_kl(
-            outputs, prior, kl_direction=self.kl_direction, prior_temperature=self.prior_temperature
-        )
-
-    def _check_finite(self, column: Tensor, name: str) -> None:
-        if column.is_floating_point() and not torch.isfinite(column).all():
-            t, env = (~torch.isfinite(column)).nonzero()[0, :2].tolist()
-            raise NonFiniteError(
-                f"env: {name} of env {env} at step {t} of this rollout is NaN or infinite; mend the env"
-            )
 
     # ---- update -----------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Update the policy from the buffer, `n_epochs` times over.
+        """Update the policy from the buffer, `n_epochs` times over; an update that ends in NaN is undone.
 
         Raises:
-            NonFiniteError: the loss became NaN or infinite.
+            NonFiniteError: a loss or gradient became NaN or infinite, with on_nan="raise".
         """
+        if self._dropped:
+            self._dropped = False
+            return
+        self._numbers.remember(self)
+        try:
+            self._update()
+            check_parameters(list(self.policy.parameters()), self._gradient_steps)
+        except NonFiniteLoss as error:
+            self._numbers.undo_update(self, error)
+            return
+        self._numbers.passed(self.logger.name_to_value)
+
+    def _update(self) -> None:
         buffer = self._buffer
         self.policy.set_training_mode(True)
         self._look_at_policy()
@@ -383,7 +285,7 @@ class FastKLPPO(PPO):
         for epoch in range(self.n_epochs):
             epoch_start = len(statistics)
             for batch in buffer.get(self.batch_size, reuse=True, impl=self.impls["take_rows"]):
-                outputs, values = self._head.evaluate(batch)
+                outputs, values = self._micro_batches.evaluate(self._head, batch)
                 row, grads = self._head.loss_and_grads(outputs, values, batch, device_coefficients, **options)
                 statistics.append(torch.stack(row))
                 if self.target_kl is not None and row.approx_kl > 1.5 * self.target_kl:
@@ -391,12 +293,12 @@ class FastKLPPO(PPO):
                     if self.verbose >= 1:
                         print(f"Early stopping at step {epoch} due to reaching max kl: {row.approx_kl:.2f}")
                     break
-                self.policy.optimizer.zero_grad()
-                self._head.backward(outputs, values, grads)
+                self._micro_batches.backward(self._head, batch, tuple(grads))
                 self._optimize(parameters)
             self._n_updates += 1
             if stopped:
                 break
+        self._gradient_steps = len(statistics)
         rows = torch.stack(statistics).cpu().numpy()
         prior_kl = record_update(self.logger, rows, epoch_start, coefficients, buffer)
         if hasattr(self.policy, "log_std"):
@@ -432,14 +334,14 @@ class FastKLPPO(PPO):
         """Fit the policy to the prior on the first rollout's states; the stored ratios are stale after it."""
         for _ in range(self.n_epochs):
             for batch in self._buffer.get(self.batch_size, reuse=True, impl=self.impls["take_rows"]):
-                outputs, values = self._head.evaluate(batch)
-                leaves = tuple(output.detach().requires_grad_() for output in outputs)
-                kl = (self._prior_kl(leaves, batch.prior) * batch.weight).sum() / batch.weight.sum().clamp(min=1)
-                grads = (*torch.autograd.grad(kl, leaves), torch.zeros_like(values))
-                self.policy.optimizer.zero_grad()
-                self._head.backward(outputs, values, grads)
+                said, values = self._micro_batches.evaluate(self._head, batch)
+                outputs = tuple(output.requires_grad_() for output in said)
+                kl = (self._prior_kl(outputs, batch.prior) * batch.weight).sum() / batch.weight.sum().clamp(min=1)
+                grads = (*torch.autograd.grad(kl, outputs), torch.zeros_like(values))
+                self._micro_batches.backward(self._head, batch, grads)
                 self._optimize(parameters)
             self._n_updates += 1
+        self._gradient_steps = self.n_epochs * -(-self.n_steps * self.n_envs // self.batch_size)
         self.logger.record("train/prior_kl", kl.item())
 
     # ---- saving and loading -----------------------------------------------------------------------------------
@@ -456,53 +358,12 @@ class FastKLPPO(PPO):
             "_instruction_id",
             "_kl_coefficient",
             "impls",
+            "_numbers",
+            "_dropped",
+            "_gradient_steps",
+            "_micro_batches",
+            "_prior_rows",
+            "iterations",
+            "run_id",
+            "resumed",
         ]
-
-    def save(self, path: Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
-        """Write the model as Stable-Baselines3 does, the file whole or not at all.
-
-        Args:
-            path: where to, ".zip" is added where there is no suffix; or an open file.
-            exclude, include: names of attributes, as there.
-
-        Raises:
-            NotSaved: the system could not write it; a file of before stands.
-        """
-        if not isinstance(path, str | Path):
-            super().save(path, exclude, include)
-            return
-        path = Path(path)
-        with replacing(path if path.suffix else path.with_suffix(".zip")) as file:
-            super().save(file, exclude, include)  # type: ignore[arg-type]
-
-    @classmethod
-    def load(
-        cls,
-        path: Any,
-        env: Any = None,
-        device: torch.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        *,
-        prior: ActionPrior | None = None,
-        trust_pickle: bool = False,
-        **kwargs: Any,
-    ) -> Self:
-        """Load a model of this class or of Stable-Baselines3's PPO; no code from the file is run.
-
-        Args:
-            path, env, device, custom_objects, print_system_info, force_reset, and the rest: as there.
-            prior: the prior that the model was trained with; needed to go on learning, not to predict.
-            trust_pickle: let the file's pickles run whatever they say, as Stable-Baselines3 does.
-
-        Raises:
-            PriorMismatch: it is another prior.
-            UntrustedPickle: an entry refers to something that could run code, such as a lambda as schedule.
-            CorruptFile: the file is damaged, or unpacks to what no model needs.
-        """
-        objects = custom_objects if trust_pickle else safe_objects(path, custom_objects)
-        model = super().load(path, env, device, objects, print_system_info, force_reset, **kwargs)
-        if prior is not None:
-            model.set_prior(prior)
-        return model

@@ -115,8 +115,8 @@ class CategoricalHead:
     op = "ppo_kl_categorical"
     kind = "categorical"
 
-    def __init__(self, space: spaces.Discrete, networks: PolicyNetworks) -> None:
-        self.networks = networks
+    def __init__(self, policy: ActorCriticPolicy, space: spaces.Discrete, networks: PolicyNetworks) -> None:
+        self.policy, self.networks = policy, networks
         self.action_dim = int(space.n)
         self.action_shape: tuple[int, ...] = ()
         self.widths = (self.action_dim,)
@@ -248,5 +248,5 @@ def make_head(policy: ActorCriticPolicy, mlp_impl: str = "auto") -> Head:
         if isinstance(space, spaces.Box) and type(policy.action_dist) is DiagGaussianDistribution:
             return GaussianHead(policy, space, networks)
         if isinstance(space, spaces.Discrete) and type(policy.action_dist) is CategoricalDistribution:
-            return CategoricalHead(space, networks)
+            return CategoricalHead(policy, space, networks)
     return PolicysOwnHead(policy)

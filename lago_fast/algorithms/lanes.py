@@ -9,6 +9,7 @@ import time
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 
@@ -145,6 +146,13 @@ def lane_of(env: VecEnv) -> Lane:
         return ArrayLane(array_lane)
     next_step_lane = None if isinstance(env, VecEnvWrapper) else getattr(env, "next_step_lane", None)
     return Sb3Lane(env) if next_step_lane is None else next_step_lane
+
+
+def example_of(space: spaces.Space[Any]) -> np.ndarray | dict[str, np.ndarray]:
+    """Return zeros of an observation's shape and dtype, key by key for a Dict."""
+    if isinstance(space, spaces.Dict):
+        return {key: np.zeros(part.shape or (), part.dtype) for key, part in space.items()}
+    return np.zeros(space.shape or (), space.dtype)
 
 
 def episode_info(episode: Episode, start_time: float) -> dict[str, float]:

@@ -60,6 +60,10 @@ class PolicyNetworks:
             self._native = ops.networks(layers, activation, impl=self.impl)
             self._addresses = addresses
 
+    def leave_to_modules(self) -> None:
+        """Let PyTorch's modules compute both passes until the next `refresh`."""
+        self._native = None
+
     def forward(self, observations: Observations) -> tuple[Tensor, Tensor]:
         """Return the actor's output [B, O] and values [B]; with a graph where autograd is to differentiate them."""
         if self._native is not None and isinstance(observations, Tensor):

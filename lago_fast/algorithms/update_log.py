@@ -8,7 +8,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import explained_variance
 
 from lago_fast.buffers import RolloutBuffer
-from lago_fast.errors import NonFiniteError
+from lago_fast.errors import NonFiniteLoss
 from lago_fast.ops import GaussianOutputs
 
 
@@ -29,11 +29,17 @@ def record_update(
         buffer: that it learnt from.
 
     Raises:
-        NonFiniteError: the last loss is NaN or infinite.
+        NonFiniteLoss: a loss is NaN or infinite.
     """
+    bad = np.flatnonzero(~np.isfinite(statistics).all(axis=1))
+    if len(bad):
+        before = GaussianOutputs(*statistics[: bad[0]].T).approx_kl
+        moved = f"the policy had moved by {before.max():.3g} nats before" if len(before) else "at the first minibatch"
+        raise NonFiniteLoss(
+            f"loss: it became NaN or infinite, {moved}; lower learning_rate or kl_coef, or scale the rewards",
+            int(bad[0]),
+        )
     mean, last = (GaussianOutputs(*row) for row in (statistics.mean(axis=0), statistics[-1]))
-    if not np.isfinite(statistics[-1]).all():
-        raise NonFiniteError("loss: it became NaN or infinite; lower learning_rate or kl_coef, or scale the rewards")
     last_epoch = GaussianOutputs(*statistics[epoch_start:].mean(axis=0))
     record = logger.record
     record("train/entropy_loss", -mean.entropy)

@@ -12,7 +12,6 @@ from lago_fast.errors import PriorMismatch, RunExists, UnsupportedArgument
 from lago_fast.presets import EnvSettings
 
 if TYPE_CHECKING:
-
     from lago_fast.algorithms.fast_kl_ppo import FastKLPPO
     from lago_fast.audit import Comparison
     from lago_fast.envs.vec_env import ArrayVecEnv

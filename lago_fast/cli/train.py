@@ -1,14 +1,16 @@
 """`lago train`: stage 2, one arm with one seed in one run folder."""
 
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from lago_fast.cli import console, inputs
 from lago_fast.cli.command import Command, by_default
 from lago_fast.cli.prior_options import PriorOptions
+from lago_fast.cli.recorded import recorded_settings
 from lago_fast.errors import PriorMismatch, UnsupportedArgument
 from lago_fast.presets import EnvSettings, Experiment, TrainSettings, start_of
 
@@ -44,6 +46,10 @@ class Train(Command):
     """Threads of each task's simulators."""
     overwrite: bool = False
     """Replace the run that is already at --out."""
+    resume: bool = False
+    """Go on with the run at --out from its last whole iteration; all settings are the run's own."""
+    checkpoint_every: int = 25
+    """Iterations between two checkpoints, from which --resume goes on."""
     env: tyro.conf.OmitArgPrefixes[EnvSettings] = field(default_factory=EnvSettings)
     train: tyro.conf.OmitArgPrefixes[TrainSettings] = field(default_factory=TrainSettings)
     asking: tyro.conf.OmitArgPrefixes[PriorOptions] = field(default_factory=PriorOptions)
@@ -57,15 +63,20 @@ class Train(Command):
 
     def run(self) -> None:
         """Check every input, train, and print how it went."""
+        (as_recorded(self) if self.resume else self)._train()
+
+    def _train(self) -> None:
         import torch
 
         from lago_fast import runs
+        from lago_fast.algorithms.stopping import StopOnSignals
         from lago_fast.envs.suites import suite_named
         from lago_fast.evaluate import known_tasks
-        from lago_fast.training import make_env, train_run
+        from lago_fast.training import train_run
 
         torch.set_num_threads(self.torch_threads)
-        runs.check_free(self.out, overwrite=self.overwrite)
+        if not self.resume:
+            runs.check_free(self.out, overwrite=self.overwrite)
         suite = suite_named(self.env.env)
         suite.check_evaluated(self.env.tasks, self.env.eval_tasks)
         self._check_inputs(suite.speaks(self.env.tasks))
@@ -76,35 +87,33 @@ class Train(Command):
             prior = inputs.read_prior(self.prior, train.prior_mode, train.device, demos, self.env)
             inputs.check_fits(prior, known_tasks(self.env), self.env.env)
             self._check_control(inputs.exact_of(prior).reference["random_init"])
-        table, encoder = inputs.instruction_table(self.env, prior, self.instruction_encoder)
+        if self.resume:
+            table, encoder = runs.load_table(self.out.expanduser()), None
+        else:
+            table, encoder = inputs.instruction_table(self.env, prior, self.instruction_encoder)
         cache = None if prior is None else self.asking.apply(prior)
         cloned = self._cloned(demos, table) if demos is not None and self.arm == "bc_ppo" else None
-        about = {
-            "arm": self.arm,
-            "seed": self.seed,
-            "env": self.env,
-            "train": train,
-            "prior": None if prior is None else {"folder": self.prior, **inputs.digests(prior)},
-            "prior_cache": None if cache is None else cache.config,
-            "demos": self.demos,
-            "instruction_encoder": encoder,
-        }
-        # refuses settings of the env while the run that it would replace is still there
-        make_env(self.env, self.seed, table, self.num_threads).close()
-        folder = runs.open_run(self.out, about, overwrite=self.overwrite)
-        runs.save_table(folder, table)
-        with console.progress_bar() as advance:
-            result = train_run(
-                self.arm,
-                self.seed,
-                Experiment(arms=(self.arm,), seeds=(self.seed,), env=self.env, train=train),
-                folder=folder,
-                table=table,
-                prior=cache or prior,
-                demonstrations=cloned,
-                num_threads=self.num_threads,
-                progress=lambda done, total: advance(f"training {self.arm}, steps", done, total),
-            )
+        guide = None if prior is None else {"folder": self.prior, **inputs.digests(prior)}
+        folder = self._reopened() if self.resume else self._opened(train, guide, table, encoder)
+        try:
+            with console.progress_bar() as advance, StopOnSignals() as stop:
+                result = train_run(
+                    self.arm,
+                    self.seed,
+                    Experiment(arms=(self.arm,), seeds=(self.seed,), env=self.env, train=train),
+                    folder=folder,
+                    table=table,
+                    prior=cache or prior,
+                    demonstrations=cloned,
+                    num_threads=self.num_threads,
+                    progress=lambda done, total: advance(f"training {self.arm}, steps", done, total),
+                    resume=self.resume,
+                    stop=stop,
+                    checkpoint_every=self.checkpoint_every,
+                )
+        except SystemExit:
+            console.hint(f"go on with: lago train --resume --out {self.out}")
+            raise
         runs.note(folder, implementations=result.model.impls)
         if cache is not None:
             runs.note(folder, prior_cache=cache.cache.stats())
@@ -116,6 +125,36 @@ class Train(Command):
         speed = result.env_steps / result.wall_s
         console.say(f"{result.env_steps:,} steps in {result.wall_s:.0f} s, {speed:,.0f} per second")
         console.say(f"written to {folder}; next: lago eval {self.out}")
+
+    def _opened(self, train: TrainSettings, prior: Any, table: "np.ndarray | None", encoder: Any) -> Path:
+        """Make the run folder, with all settings in it."""
+        from lago_fast import runs
+        from lago_fast.training import make_env
+
+        about = {
+            "arm": self.arm,
+            "seed": self.seed,
+            "env": self.env,
+            "train": train,
+            "prior": prior,
+            "asking": self.asking,
+            "demos": self.demos,
+            "instruction_encoder": encoder,
+        }
+        # refuses settings of the env while the run that it would replace is still there
+        make_env(self.env, self.seed, table, self.num_threads).close()
+        folder = runs.open_run(self.out, about, overwrite=self.overwrite)
+        runs.save_table(folder, table)
+        return folder
+
+    def _reopened(self) -> Path:
+        """Note in the run folder that it is resumed."""
+        from lago_fast import runs
+
+        folder = self.out.expanduser().absolute()
+        before = runs.read_json(folder / runs.PROVENANCE).get("resumed", [])
+        runs.note(folder, resumed=[*before, {**runs.code_version(), "command_line": sys.argv}])
+        return folder
 
     def _check_inputs(self, speaks: bool) -> None:
         """Raise UnsupportedArgument when the arm lacks an input, or would ignore one."""
@@ -156,3 +195,23 @@ class Train(Command):
         wanted, suite = inputs.only_tasks(demos, self.env.tasks), suite_named(self.env.env)
         ids = paraphrase(wanted, suite.texts(self.env.tasks), self.seed, suite=suite)
         return observations(wanted.states, ids, table), wanted.actions
+
+
+def as_recorded(command: Train) -> Train:
+    """Return the command with the settings of the run at its --out.
+
+    Raises:
+        UnsupportedArgument: no run of `lago train` is there, or an option says something else than it did.
+    """
+    if command.overwrite:
+        raise UnsupportedArgument("overwrite: --resume goes on with the run that --overwrite would delete; take one")
+    if command.instruction_encoder is not None:
+        raise UnsupportedArgument("instruction_encoder: --resume reads the run's own table; leave it out")
+    settings = recorded_settings(command.out)
+    plain = Train(out=command.out)
+    for name, value in settings.items():
+        if getattr(command, name) not in (getattr(plain, name), value):
+            raise UnsupportedArgument(
+                f"{name}: the run at {command.out} was made with {value}, and --resume goes on with it; leave it out"
+            )
+    return replace(command, **settings)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from lago_fast.errors import DemonstrationError, PriorMismatch, UnsupportedArgument
 from lago_fast.priors import folder as folders
+from lago_fast.priors import student_state
 from lago_fast.priors.base import (
     PriorOutput,
     check_frozen,
@@ -140,7 +141,7 @@ class AmortisedPrior(nn.Module):
         return answer
 
     def _student_answer(self, state: Tensor, ids: Tensor) -> PriorOutput:
-        return answer_in_chunks(lambda s, i: self.exact.bounded(self(s, i)), state, ids, self.exact.query_batch_size)
+        return answer_in_chunks(lambda s, i: self.exact.bounded(self(s, i)), state, ids, self.exact)
 
     @property
     def falls_back(self) -> bool:
@@ -326,6 +327,10 @@ class AmortisedPrior(nn.Module):
             self._ask(state[pick], ids[pick])
             self._refresh(math.ceil(self.config.refresh_steps * len(pick) / self.config.refresh_rows))
 
+    def new_optimiser(self) -> torch.optim.Optimizer:
+        """Return the optimiser of the refits, which has learnt nothing yet."""
+        return torch.optim.Adam(self.student.parameters(), lr=self.config.refresh_lr)
+
     @property
     def _live_batch(self) -> int:
         return max(1, self.config.batch_size // 2)
@@ -336,7 +341,7 @@ class AmortisedPrior(nn.Module):
         with torch.enable_grad():
             self.student.requires_grad_(True)
             if self._optimiser is None:
-                self._optimiser = torch.optim.Adam(self.student.parameters(), lr=self.config.refresh_lr)
+                self._optimiser = self.new_optimiser()
             for _ in range(steps):
                 live, taught = (m.sample(half, self._generator) for m in (self.live, self.taught))
                 answer = (
@@ -349,6 +354,14 @@ class AmortisedPrior(nn.Module):
         self._log["refits"] += 1
 
     # keeping
+
+    def learnt(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what the student is and what it was taught, as `LearningPrior` asks."""
+        return student_state.learnt(self)
+
+    def take_back(self, tensors: dict[str, Tensor], figures: dict[str, Any]) -> None:
+        """Become the student that `learnt` was asked of; raises PriorMismatch."""
+        student_state.take_back(self, tensors, figures)
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Write the student, what it was taught and the exact prior's folder (`exact/`).
@@ -371,6 +384,7 @@ class AmortisedPrior(nn.Module):
         return folders.write_folder(folder, about, self.metrics, fill, overwrite=overwrite)
 
     @classmethod
+    @folders.typed_errors
     def load(cls, folder: str | Path, device: str | torch.device = "cpu", *, backbone: str = "") -> "AmortisedPrior":
         """Read a saved student with its exact prior, frozen; arguments and errors as LatentActionPrior's."""
         folder, saved, metrics = folders.read_folder(folder, "AmortisedPrior")

@@ -6,7 +6,7 @@ Test: pytest tests/priors/test_base.py
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,19 @@ class ActionPrior(Protocol):
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """Return every parameter; none may require a gradient once a trainer has the prior."""
+        ...
+
+
+@runtime_checkable
+class LearningPrior(Protocol):
+    """A prior that learns while it answers: a checkpoint of a training run must hold what it has learnt."""
+
+    def learnt(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and JSON-able figures from which `take_back` makes the prior what it is now."""
+        ...
+
+    def take_back(self, tensors: dict[str, Tensor], figures: dict[str, Any]) -> None:
+        """Become what `learnt` was asked of; raise PriorMismatch when that was another prior."""
         ...
 
 

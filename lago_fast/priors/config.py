@@ -10,6 +10,7 @@ from lago_fast.errors import PriorMismatch, UnsupportedArgument
 from lago_fast.priors.base import Kind
 from lago_fast.priors.folder import check_choice
 
+MAX_WIDTH = 2**16  # a file that asks for more asks for the machine's memory
 Form = Literal["pooled", "prompt"]
 Finetune = Literal["frozen", "lora", "qlora", "full"]
 Std = Literal["state_independent", "state_dependent", "fixed"]
@@ -42,6 +43,11 @@ class PriorConfig:
         check_choice("form", self.form, ("pooled", "prompt"))
         check_choice("finetune", self.finetune, ("frozen", "lora", "qlora", "full"))
         check_choice("std", self.std, ("state_independent", "state_dependent", "fixed"))
+        widths = (self.state_dim, self.action_dim, self.head_hidden or 1, self.lora_rank)
+        if not 1 <= min(widths) <= max(widths) <= MAX_WIDTH:
+            raise UnsupportedArgument(
+                f"state_dim, action_dim, head_hidden, lora_rank: {widths}; each must lie in 1..{MAX_WIDTH:,}"
+            )
         if self.kind == "gaussian" and not len(self.action_low) == len(self.action_high) == self.action_dim:
             raise PriorMismatch(
                 f"action_low, action_high: {len(self.action_low)} and {len(self.action_high)} values "

@@ -5,20 +5,27 @@ A folder holds `config.json` (format, class, configuration, hashes of the files 
 Test: pytest tests/priors/test_latent_action.py tests/priors/test_amortised.py
 """
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from safetensors import SafetensorError
 from torch import Tensor
 
-from lago_fast.errors import HashMismatch, PriorMismatch, RunExists, UnsupportedArgument
+from lago_fast.errors import CorruptFile, HashMismatch, LagoError, PriorMismatch, RunExists, UnsupportedArgument
 from lago_fast.priors.backbone import hash_file
 
 FORMAT_VERSION = 1
+# what a loader raises on a damaged folder
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, SafetensorError)
+P = ParamSpec("P")
+Loaded = TypeVar("Loaded")
 
 
 def write_folder(
@@ -48,7 +55,8 @@ def write_folder(
     try:
         fill(fresh)
         files = {str(f.relative_to(fresh)): hash_file(f) for f in sorted(fresh.rglob("*.safetensors"))}
-        _write_json(fresh / "config.json", {"format_version": FORMAT_VERSION, **config, "files": files})
+        about = {"format_version": FORMAT_VERSION, **config, "files": files}
+        _write_json(fresh / "config.json", {**about, "sha256": _checksum(about)})
         _write_json(fresh / "metrics.json", metrics)
         fresh.chmod(0o755)
         if folder.exists():
@@ -80,25 +88,54 @@ def read_folder(folder: str | Path, kind: str) -> tuple[Path, dict[str, Any], di
 
     Raises:
         PriorMismatch: no prior of class `kind` in a format that this version reads.
-        HashMismatch: a file is not the one that was written.
+        HashMismatch: a file is not the one that was written, or is not named in the config.
     """
     folder = Path(folder).expanduser()
     try:
         config = json.loads((folder / "config.json").read_text())
         metrics = json.loads((folder / "metrics.json").read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PriorMismatch(f"folder: {folder} holds no readable prior ({error}); fit one and save it there") from error
+    if not isinstance(config, dict) or not isinstance(metrics, dict):
+        raise PriorMismatch(f"folder: {folder} holds no prior, its config.json is none; fit one and save it there")
+    # priors of before the checksum have none
+    if config.pop("sha256", None) not in (None, _checksum(config)):
+        raise HashMismatch(f"folder: {folder / 'config.json'} was altered after it was saved; fit or copy it again")
     if config.get("format_version") != FORMAT_VERSION or config.get("class") != kind:
         raise PriorMismatch(
             f"folder: {folder} holds {config.get('class')} in format {config.get('format_version')}, expected "
             f"{kind} in format {FORMAT_VERSION}; give the folder of such a prior, or fit it with this version"
         )
+    own = {str(file.relative_to(folder)) for file in folder.rglob("*.safetensors") if not _of_another(file, folder)}
+    for name in sorted(own - set(config["files"])):
+        raise HashMismatch(f"folder: {folder / name} is not named in its config.json; fit or copy the prior again")
     for name, expected in config["files"].items():
-        if not (folder / name).is_file() or hash_file(folder / name) != expected:
+        leads_out = Path(name).is_absolute() or ".." in Path(name).parts
+        if leads_out or not (folder / name).is_file() or hash_file(folder / name) != expected:
             raise HashMismatch(
                 f"folder: {folder / name} is missing or was altered after it was saved; fit or copy it again"
             )
     return folder, config, metrics
+
+
+def _of_another(file: Path, folder: Path) -> bool:
+    """Tell whether a file belongs to a prior that lies inside of `folder` and has a config of its own."""
+    return any((place / "config.json").is_file() for place in file.parents if folder in place.parents)
+
+
+def typed_errors(load: Callable[Concatenate[Any, P], Loaded]) -> Callable[Concatenate[Any, P], Loaded]:
+    """Let what a damaged folder makes a loader raise be a CorruptFile."""
+
+    @wraps(load)
+    def checked(cls: Any, *args: P.args, **kwargs: P.kwargs) -> Loaded:
+        try:
+            return load(cls, *args, **kwargs)
+        except LagoError:
+            raise
+        except UNREADABLE as error:
+            raise CorruptFile(f"folder: it is damaged ({error!r}); fit or copy the prior again") from error
+
+    return checked
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -123,3 +160,7 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _checksum(config: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()

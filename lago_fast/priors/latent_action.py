@@ -44,7 +44,7 @@ class LatentActionPrior(nn.Module):
         config: what to build.
         backbone: a loaded transformer; shared where it stays as it is, copied where it is cut or tuned.
         instructions: M texts, each at most once.
-        query_batch_size: rows per forward pass of a query.
+        query_batch_size: rows per forward pass of a query; halved, for good, when the GPU's memory does not suffice.
         table: [M, Z] latents of the instructions where they are known; else they are computed here.
         prefix_kv: keep a decoder's keys and values of the instructions, so that a query reads one token per state;
             None: where `form` is "prompt" and the backbone a decoder. UnsupportedArgument where True cannot be.
@@ -79,6 +79,8 @@ class LatentActionPrior(nn.Module):
         super().__init__()
         if len(set(instructions)) != len(instructions):
             raise PriorMismatch("instructions: a text occurs twice; give each text one id")
+        if not isinstance(query_batch_size, int) or query_batch_size < 1:
+            raise UnsupportedArgument(f"query_batch_size: {query_batch_size!r}; give a number of rows, at least 1")
         self.config, self.reference = config, backbone.reference()
         self.kind, self.state_dim, self.action_dim = config.kind, config.state_dim, config.action_dim
         self.instructions = list(instructions)
@@ -159,7 +161,7 @@ class LatentActionPrior(nn.Module):
             answer = self.bounded(self._distribution(latent))
             return answer if self.demonstrated is None else answer._replace(trust=self.demonstrated(latent))
 
-        return answer_in_chunks(ask, state, instruction_id, self.query_batch_size)
+        return answer_in_chunks(ask, state, instruction_id, self)
 
     # the network
 
@@ -323,6 +325,7 @@ class LatentActionPrior(nn.Module):
         return folders.write_folder(folder, about, self.metrics, fill, overwrite=overwrite)
 
     @classmethod
+    @folders.typed_errors
     def load(
         cls,
         folder: str | Path,

@@ -64,6 +64,28 @@ class Memory:
         answer = PriorOutput(**{n: tensors.get(f"{prefix}.{n}") for n in ("log_probs", "mean", "log_std")})
         self.add(tensors[f"{prefix}.state"], tensors[f"{prefix}.ids"], answer)
 
+    @property
+    def place(self) -> int:
+        """Return where the next row goes."""
+        return self._next
+
+    def raw(self, prefix: str) -> dict[str, Tensor]:
+        """Return the kept rows as they lie, under names that start with `prefix`; with `place` they are all of it."""
+        if not self.rows:
+            return {}
+        columns = {"state": self.state, "ids": self.ids, **self.answer._asdict()}
+        return {f"{prefix}.{name}": column[: self.rows] for name, column in columns.items() if column is not None}
+
+    @classmethod
+    def from_raw(
+        cls, prefix: str, tensors: dict[str, Tensor], capacity: int, place: int, device: torch.device
+    ) -> "Memory":
+        """Return the memory that `raw` and `place` tell of, on a device."""
+        memory = cls(capacity)
+        memory.restore(prefix, {name: tensor.to(device) for name, tensor in tensors.items()})
+        memory._next = place
+        return memory
+
 
 def pick_rows(answer: PriorOutput, index: Tensor) -> PriorOutput:
     """Return the rows of an answer at `index`."""

@@ -17,6 +17,10 @@ from lago_fast.priors.folder import check_choice
 Direction = Literal["exact_student", "student_exact"]
 
 
+# a file that asks for more asks for the machine's memory
+MAX_WIDTH, MAX_ROWS = 2**13, 2**26
+
+
 @dataclass(frozen=True)
 class StudentConfig:
     """What the student is, and how it is audited and refitted."""
@@ -45,6 +49,10 @@ class StudentConfig:
         sizes = ("hidden", "instruction_width", "refresh_rows", "refresh_steps", "batch_size", "live_rows")
         if min(getattr(self, name) for name in sizes) < 1:
             raise UnsupportedArgument(f"{', '.join(sizes)}: at least 1")
+        if max(self.hidden, self.instruction_width) > MAX_WIDTH or max(self.live_rows, self.audit_window) > MAX_ROWS:
+            raise UnsupportedArgument(
+                f"hidden, instruction_width: at most {MAX_WIDTH:,}; live_rows, audit_window: at most {MAX_ROWS:,}"
+            )
         if self.fallback_kl is not None and self.fallback_kl <= 0:
             raise UnsupportedArgument(f"fallback_kl: {self.fallback_kl}; give positive nats, or None for never")
 

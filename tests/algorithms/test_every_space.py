@@ -12,6 +12,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from lago_fast import FastKLPPO, errors
+from lago_fast.envs.sb3_adapter import SB3VecEnv
+from tests.algorithms.array_points import ArrayPoints
 from tests.algorithms.point_env import PointEnv, ScriptedPrior
 
 OPTIONS = {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "device": "cpu", "seed": 1}
@@ -126,6 +128,16 @@ def test_same_seed_same_training_behind_a_wrapper(wrapper):
         return WRAPPERS[wrapper](env)
 
     assert_same(weights_after(FastKLPPO, make(), "MlpPolicy"), weights_after(PPO, make(), "MlpPolicy"))
+
+
+def test_same_seed_same_training_with_rewards_and_observations_of_an_array_lane_normalised():
+    def make():
+        env = SB3VecEnv(ArrayPoints(4))
+        env.array_lane.normalizer = None
+        return VecNormalize(env)
+
+    got, expected = (weights_after(algorithm, make(), "MlpPolicy") for algorithm in (FastKLPPO, PPO))
+    assert_same(got, expected)
 
 
 @pytest.mark.parametrize(

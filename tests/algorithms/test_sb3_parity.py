@@ -79,13 +79,14 @@ def test_target_kl_stops_where_sb3_stops():
         torch.testing.assert_close(ours.policy.state_dict()[name], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("impl", ["reference", "auto"])
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
-def test_same_seed_same_training(env_id):
+def test_same_seed_same_training(env_id, impl):
     # several iterations, with ends and truncations (Pendulum truncates at 200), on one vector env class
     weights = []
-    for algorithm in (PPO, FastKLPPO):
-        env = make_vec_env(env_id, n_envs=2, seed=0)
-        model = algorithm("MlpPolicy", env, n_steps=128, batch_size=64, n_epochs=2, seed=1, device="cpu")
+    for algorithm, own in ((PPO, {}), (FastKLPPO, {"impl": impl, "kl_coef": 0.0})):
+        env = make_vec_env(env_id, n_envs=2, seed=0)  # a DummyVecEnv
+        model = algorithm("MlpPolicy", env, n_steps=128, batch_size=64, n_epochs=2, seed=1, device="cpu", **own)
         model.learn(3 * 256)
         weights.append(model.policy.state_dict())
     for name, expected in weights[0].items():

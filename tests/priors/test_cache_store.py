@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from lago_fast.errors import CacheCorrupt, CacheFull, CacheMismatch, MissingExtra, UnsupportedArgument
 from lago_fast.priors.cache import CacheConfig, LatentCache
+from tests.algorithms.test_safe_load import mutate
 
 FILE_BYTES = 1 << 24
 WIDTH = 40
@@ -149,6 +150,16 @@ def test_altered_anywhere_it_is_refused_or_whole(tmp_path):
         (tmp_path / "altered-lock").unlink(missing_ok=True)
         outcomes.append(assert_all_or_refused(path, rows))
     assert {*outcomes} == {"refused", "read"}
+
+
+def test_mutated_cache_files_are_refused_or_whole(tmp_path, request):
+    content, rows = written(tmp_path / "whole", batches=4, size=10)
+    rng, outcomes, path = random.Random(1), {"refused": 0, "read": 0}, tmp_path / "altered"
+    for _ in range(request.config.getoption("--mutations")):
+        path.write_bytes(mutate(content, rng))
+        (tmp_path / "altered-lock").unlink(missing_ok=True)
+        outcomes[assert_all_or_refused(path, rows)] += 1
+    assert min(outcomes.values()) > 0
 
 
 def test_a_transaction_that_vanished_is_noticed(tmp_path):

@@ -237,6 +237,11 @@ def test_an_edited_configuration_is_refused(encoder, texts, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["prior"]["std_floor"] = 0.01
     (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(HashMismatch, match=r"config\.json was altered"):
+        LatentActionPrior.load(folder)
+    # nor one from before there was a checksum
+    del config["sha256"]
+    (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(HashMismatch, match="digest"):
         LatentActionPrior.load(folder)
 

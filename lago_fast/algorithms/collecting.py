@@ -1,0 +1,191 @@
+"""Collecting a rollout: act, step, store; then the checks, the prior's answers and the advantages.
+
+Test: pytest tests/algorithms/test_fast_kl_ppo.py tests/algorithms/test_sb3_parity.py tests/algorithms/test_numbers.py
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer as SB3RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from lago_fast.algorithms.heads import Head, PolicysOwnHead
+from lago_fast.algorithms.kl_coefficient import KLCoefficient
+from lago_fast.algorithms.lanes import LaneStep, episode_info
+from lago_fast.algorithms.micro_batches import Halving
+from lago_fast.algorithms.numbers import Numbers, check_rollout, check_unnormalised, observation_columns
+from lago_fast.algorithms.prior_query import query_prior
+from lago_fast.algorithms.saving import KeptPPO
+from lago_fast.algorithms.workers import name_env
+from lago_fast.buffers import RolloutBuffer
+from lago_fast.errors import NonFiniteError, UnsupportedArgument
+from lago_fast.priors.base import ActionPrior
+
+
+class CollectingPPO(KeptPPO):
+    """PPO's first half; `FastKLPPO` sets up what is declared here."""
+
+    prior: ActionPrior | None
+    prior_digest: str | None
+    kl_coef: Any
+    target_prior_kl: float | None
+    auto_kl_coef: float
+    impls: dict[str, str]
+    kl_direction: str
+    kl_placement: str
+    prior_temperature: float
+    _buffer: RolloutBuffer
+    _head: Head
+    _numbers: Numbers
+    _kl_coefficient: KLCoefficient
+    _prior_ids: Tensor
+    _prior_rows: Halving
+    _dropped: bool  # whether the rollout was, so that nothing is learnt from it
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: SB3RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Fill the buffer with one rollout; the signature is Stable-Baselines3's.
+
+        Raises:
+            NonFiniteError: an observation, a reward or the prior is NaN or infinite, with on_nan="raise".
+            EnvironmentFailed: the process of an env died or does not answer.
+        """
+        buffer = self._buffer
+        if rollout_buffer is not self.rollout_buffer or n_rollout_steps != self.n_steps or env is not self.env:
+            raise UnsupportedArgument("env, rollout_buffer, n_rollout_steps: only the model's own can be collected")
+        self.policy.set_training_mode(False)
+        callback.on_rollout_start()  # where checkpoints are written: before anything is drawn
+        self._look_at_policy()
+        if self.use_sde:
+            self.policy.reset_noise(self.n_envs)
+        self._numbers.remember_normalisation(self)
+        terminal_values: list[tuple[int, Tensor, Tensor]] = []
+        n_steps = 0
+        try:
+            for n_steps in range(n_rollout_steps):
+                if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                    self.policy.reset_noise(self.n_envs)
+                actions, clipped_actions, step = self._advance(n_steps)
+                self.num_timesteps += int(step.valid.sum())
+                # under the names by which callbacks read them in Stable-Baselines3, and the episodes that ended
+                dones, episodes = step.terminated | step.truncated, step.episodes
+                new_obs, rewards, infos = step.observation, step.reward, step.infos
+                obs_tensor = buffer.observation_at(n_steps)
+                values, log_probs = buffer.values[n_steps][:, None], buffer.log_probs[n_steps]
+                callback.update_locals(locals())
+                if not callback.on_step():
+                    return False
+                self._store(n_steps, step, terminal_values)
+            self._finish_rollout(terminal_values)
+        except NonFiniteError as error:
+            self._numbers.drop_rollout(self, error, n_steps + 1)
+            self._dropped = True
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        self.iterations += 1
+        return True
+
+    def _advance(self, t: int) -> tuple[np.ndarray, np.ndarray, LaneStep]:
+        """Act and step; return the actions, the actions as the env took them, and what came of them."""
+        try:
+            actions = self._act(self._buffer, t)
+            bounded = self._bounded(actions)
+            step = self._lane.step(bounded)
+        except NonFiniteError:
+            raise
+        except Exception as error:
+            # a policy that saw NaN cannot be sampled from, and an env may choke on what it says
+            check_rollout(observation_columns(self._buffer), "mend the env", t + 1)
+            check_rollout({"reward": self._buffer.rewards}, "mend the env", t)
+            assert self.env is not None
+            name_env(error, self.env, t, self.iterations)
+            raise
+        if self._vec_normalize_env is not None:
+            check_unnormalised(self._vec_normalize_env, t)
+        return actions, bounded, step
+
+    def _store(self, t: int, step: LaneStep, terminal_values: list[tuple[int, Tensor, Tensor]]) -> None:
+        """Keep what a step returned."""
+        for episode in step.episodes:
+            self.ep_info_buffer.append(episode_info(episode, self.start_time / 1e9))  # type: ignore[union-attr]
+            if episode.success is not None:
+                self.ep_success_buffer.append(episode.success)  # type: ignore[union-attr]
+        buffer = self._buffer
+        for column, array in (
+            (buffer.rewards, step.reward),
+            (buffer.terminated, step.terminated),
+            (buffer.truncated, step.truncated),
+            (buffer.valid, step.valid),
+        ):
+            column[t] = torch.from_numpy(array)
+        if len(step.replaced):
+            envs = torch.as_tensor(step.replaced, device=self.device)
+            terminal_values.append((t, envs, self._values(step.last_observation)))
+        self._last_obs, self._instruction_id = step.observation, step.instruction_id
+        self._last_episode_starts = step.terminated | step.truncated
+
+    def _finish_rollout(self, terminal_values: list[tuple[int, Tensor, Tensor]]) -> None:
+        """Check the collected rows, ask the prior about them, and compute their advantages."""
+        buffer = self._buffer
+        buffer.bootstrap(self._values(self._last_obs), terminal_values)
+        check_rollout({**observation_columns(buffer), "reward": buffer.rewards}, "mend the env")
+        if self.prior is not None:
+            self._query_prior(self.prior)
+        buffer.compute_returns_and_advantage(self.gamma, self.gae_lambda, self.impls["gae"])
+        check_rollout({"advantage": buffer.advantages, "return": buffer.returns}, "scale the rewards")
+
+    def _look_at_policy(self) -> None:
+        """Find the policy's networks where they are now: whoever holds the model may have changed them."""
+        if self._head.networks is not None:
+            self._head.networks.refresh()
+            self.impls["mlp"] = "cpp" if self._head.networks.native else "reference"
+
+    @torch.no_grad()
+    def _act(self, buffer: RolloutBuffer, t: int) -> np.ndarray:
+        """Store what the policy sees, says and chooses at step t; return the actions, not clipped."""
+        buffer.instruction_id[t] = torch.from_numpy(self._instruction_id)
+        acted = self._head.act(buffer.store_observation(t, self._last_obs))
+        buffer.actions[t], buffer.values[t], buffer.log_probs[t] = acted.actions, acted.values, acted.log_prob
+        for column, output in zip(buffer.policy_outputs, acted.outputs, strict=True):
+            column[t] = output
+        return acted.actions.cpu().numpy().reshape(self.n_envs, *self.action_space.shape)  # type: ignore[misc]
+
+    def _bounded(self, actions: np.ndarray) -> np.ndarray:
+        """Return the actions as the env takes them."""
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        if self.policy.squash_output:
+            return self.policy.unscale_action(actions)
+        # the policy is an unbounded Gaussian; the env gets its samples inside the box
+        return np.clip(actions, self.action_space.low, self.action_space.high)
+
+    @torch.no_grad()
+    def _values(self, observations: Any) -> Tensor:
+        return self.policy.predict_values(self._buffer.as_tensors(observations)).flatten()
+
+    def _query_prior(self, prior: ActionPrior) -> None:
+        """Ask the prior once about every collected step; with kl_placement="reward", charge its KL."""
+        buffer = self._buffer
+        assert not isinstance(self._head, PolicysOwnHead)
+        query_prior(prior, buffer, self._head, self._prior_ids, self._prior_rows)
+        for key, value in prior.telemetry().items():
+            self.logger.record(key, value)
+        if self.kl_placement == "reward":
+            kl = self._prior_kl(
+                tuple(o.flatten(0, 1) for o in buffer.policy_outputs),
+                tuple(o.flatten(0, 1) for o in buffer.prior_outputs),
+            )
+            buffer.rewards -= self._kl_coefficient.value(self._current_progress_remaining) * kl.reshape_as(
+                buffer.rewards
+            )
+
+    def _prior_kl(self, outputs: tuple[Tensor, ...], prior: tuple[Tensor, ...]) -> Tensor:
+        assert not isinstance(self._head, PolicysOwnHead)
+        return self._head.prior_kl(
+            outputs, prior, kl_direction=self.kl_direction, prior_temperature=self.prior_temperature
+        )
