@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from lago_fast import evaluate as evaluation
+from lago_fast.algorithms.stage_clock import shares
 from lago_fast.evaluate import TaskResult
 from lago_fast.presets import Experiment
 
@@ -27,6 +28,7 @@ class Outcome(NamedTuple):
     audit_kl_nats: float | None
     implementations: dict[str, str]
     tasks: dict[str, TaskResult]  # evaluated after training
+    stage_s: dict[str, float]  # seconds of each stage of training
 
 
 def make_report(
@@ -63,6 +65,7 @@ def make_report(
             "env_steps_per_s": env_steps / wall if wall else None,
             "steps_to_90": _mean_steps([tasks[task][arm]["steps_to_90"] for task in per_task]),
             "wall_s": wall,
+            "stages": stages([run.stage_s for run in trained]),
         }
     audits = [run.audit_kl_nats for run in runs.get("lago", []) if run.audit_kl_nats is not None]
     return {
@@ -99,6 +102,18 @@ def make_report(
         "settings": asdict(experiment),
         "wall_s": wall_s,
     }
+
+
+def stages(per_run: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """Return per stage of training its seconds over all runs, its share, and the speed-up that it stands in the way of.
+
+    The stages are of `lago_fast.algorithms.stage_clock`; without runs, or without a stage that took time, none.
+    """
+    seconds: dict[str, float] = {}
+    for run in per_run:
+        for name, spent in run.items():
+            seconds[name] = seconds.get(name, 0.0) + spent
+    return {name: share._asdict() for name, share in shares(seconds).items()}
 
 
 def _mean_steps(steps: list[Any]) -> float | None:

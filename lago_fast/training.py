@@ -36,6 +36,7 @@ class RunResult(NamedTuple):
     env_steps: int  # valid ones, over all tasks
     wall_s: float  # of learn(), prior queries included
     audit_kl_nats: float | None  # mean over training; None without a student
+    stage_s: dict[str, float]  # seconds of each stage of all iterations (`lago_fast.algorithms.stage_clock`)
 
 
 class SuccessCurve(BaseCallback):
@@ -177,7 +178,7 @@ def train_run(
     curve = {"tasks": callback.curve, "steps_to_90": callback.steps_to_90, "arm": arm, "seed": seed}
     (folder / "curve.json").write_text(json.dumps(curve) + "\n", encoding="utf-8")
     audit = float(np.mean(callback.audits)) if callback.audits else None
-    return RunResult(model, curve, model.num_timesteps, wall_s, audit)
+    return RunResult(model, curve, model.num_timesteps, wall_s, audit, dict(model.stage_clock.total))
 
 
 def observations(states: np.ndarray, instruction_id: np.ndarray, table: np.ndarray | None) -> np.ndarray:

@@ -4,7 +4,7 @@ import pytest
 
 from lago_fast.evaluate import TaskResult
 from lago_fast.presets import EnvSettings, Experiment
-from lago_fast.report import Outcome, make_report, sample_efficiency
+from lago_fast.report import Outcome, make_report, sample_efficiency, stages
 
 EXPERIMENT = Experiment(env=EnvSettings(tasks=("reach",), num_envs=2), seeds=(0, 1))
 
@@ -12,7 +12,8 @@ EXPERIMENT = Experiment(env=EnvSettings(tasks=("reach",), num_envs=2), seeds=(0,
 def outcome(arm, seed, success, steps_to_90=None, successes=5):
     steps = [1000 * (i + 1) for i in range(len(success))]
     curve = {"tasks": {"reach": {"env_steps": steps, "success": success}}, "steps_to_90": {"reach": steps_to_90}}
-    return Outcome(arm, seed, curve, 4000, 2.0, None, {"gae": "cpp"}, {"reach": TaskResult(10, successes, 1, 7.0)})
+    tasks, stage_s = {"reach": TaskResult(10, successes, 1, 7.0)}, {"env": 1.5, "loss": 0.5, "prior": 0.0}
+    return Outcome(arm, seed, curve, 4000, 2.0, None, {"gae": "cpp"}, tasks, stage_s)
 
 
 def test_steps_to_ninety_percent_of_ppos_best():
@@ -47,6 +48,7 @@ def test_report_pools_seeds_and_keeps_the_promised_keys():
     assert lago["success"] == pytest.approx(19 / 20)
     assert lago["env_steps"] == 8000
     assert lago["env_steps_per_s"] == pytest.approx(2000)
+    assert lago["stages"]["env"] == {"seconds": 3.0, "share": 0.75, "speed_up": 4.0}
     assert report["tasks"]["reach"]["lago"]["steps_to_90"] == 1500
     # one seed never got there: no mean over the lucky one
     assert report["tasks"]["reach"]["ppo"]["steps_to_90"] is None
@@ -54,3 +56,10 @@ def test_report_pools_seeds_and_keeps_the_promised_keys():
     keys = {"arms", "tasks", "per_seed", "budget", "prior_mode", "audit_kl_nats", "warm_start", "wall_s"}
     assert keys | {"raw_env_steps_per_s"} <= report.keys()
     assert [row["seed"] for row in report["per_seed"]["lago"]] == [0, 1]
+
+
+def test_stages_are_summed_over_the_runs():
+    found = stages([{"env": 1.5, "loss": 0.5}, {"env": 4.5, "loss": 1.5}])
+    assert found["env"] == {"seconds": 6.0, "share": 0.75, "speed_up": 4.0}
+    assert found["loss"]["speed_up"] == pytest.approx(4 / 3)
+    assert stages([]) == {}

@@ -29,6 +29,7 @@ from lago_fast.algorithms.kl_coefficient import AUTO_START, KLCoefficient
 from lago_fast.algorithms.lanes import episode_info, lane_of
 from lago_fast.algorithms.prior_match import check_prior, match_env
 from lago_fast.algorithms.safe_load import safe_objects
+from lago_fast.algorithms.stage_clock import StageClock
 from lago_fast.algorithms.update_log import record_update
 from lago_fast.buffers import RolloutBuffer
 from lago_fast.errors import DeviceUnavailable, NonFiniteError, PriorMismatch, UnsupportedArgument
@@ -190,6 +191,7 @@ class FastKLPPO(PPO):
             self.device,
         )
         self.rollout_buffer = self._buffer  # type: ignore[assignment]  # under the name that callbacks read
+        self.stage_clock = StageClock(self.device)
         if self.prior is not None:
             self.set_prior(self.prior)
 
@@ -222,6 +224,7 @@ class FastKLPPO(PPO):
             assert self.env is not None
             self._lane = lane_of(self.env)
             self._instruction_id = self._lane.begin()
+        self.stage_clock.start()
         return result
 
     # ---- collection -------------------------------------------------------------------------------------------
@@ -242,11 +245,14 @@ class FastKLPPO(PPO):
             self.policy.reset_noise(self.n_envs)
         callback.on_rollout_start()
         terminal_values: list[tuple[int, Tensor, Tensor]] = []
+        clock = self.stage_clock
+        clock.lap("logging")
         for t in range(n_rollout_steps):
             if self.use_sde and self.sde_sample_freq > 0 and t % self.sde_sample_freq == 0:
                 self.policy.reset_noise(self.n_envs)
             actions = self._act(buffer, t)
             step = self._lane.step(self._bounded(actions))
+            clock.lap("env")
             self.num_timesteps += int(step.valid.sum())
             infos, episodes, dones, rewards = (
                 step.infos,
@@ -261,6 +267,7 @@ class FastKLPPO(PPO):
                 self.ep_info_buffer.append(episode_info(episode, self.start_time / 1e9))  # type: ignore[union-attr]
                 if episode.success is not None:
                     self.ep_success_buffer.append(episode.success)  # type: ignore[union-attr]
+            clock.lap("logging")
             for column, array in (
                 (buffer.rewards, step.reward),
                 (buffer.terminated, step.terminated),
@@ -268,19 +275,24 @@ class FastKLPPO(PPO):
                 (buffer.valid, step.valid),
             ):
                 column[t] = torch.from_numpy(array)
+            clock.lap("transfer")
             if len(step.replaced):
                 envs = torch.as_tensor(step.replaced, device=self.device)
                 terminal_values.append((t, envs, self._values(step.last_observation)))
             self._last_obs, self._instruction_id = step.observation, step.instruction_id
             self._last_episode_starts = dones
         buffer.bootstrap(self._values(self._last_obs), terminal_values)
+        clock.lap("policy")
         seen = buffer.observations
         for column in seen.values() if isinstance(seen, dict) else (seen,):
             self._check_finite(column, "observation")
         self._check_finite(buffer.rewards, "reward")
+        clock.lap("transfer")
         if self.prior is not None:
             self._query_prior(self.prior)
+            clock.lap("prior")
         buffer.compute_returns_and_advantage(self.gamma, self.gae_lambda, self.impls["gae"])
+        clock.lap("advantage")
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -289,11 +301,16 @@ class FastKLPPO(PPO):
     def _act(self, buffer: RolloutBuffer, t: int) -> np.ndarray:
         """Store what the policy sees, says and chooses at step t; return the actions, not clipped."""
         buffer.instruction_id[t] = torch.from_numpy(self._instruction_id)
-        acted = self._head.act(self.policy, buffer.store_observation(t, self._last_obs))
+        observations = buffer.store_observation(t, self._last_obs)
+        self.stage_clock.lap("transfer")
+        acted = self._head.act(self.policy, observations)
+        self.stage_clock.lap("policy")
         buffer.actions[t], buffer.values[t], buffer.log_probs[t] = acted.actions, acted.values, acted.log_prob
         for column, output in zip(buffer.policy_outputs, acted.outputs, strict=True):
             column[t] = output
-        return acted.actions.cpu().numpy().reshape(self.n_envs, *self.action_space.shape)  # type: ignore[misc]
+        actions = acted.actions.cpu().numpy().reshape(self.n_envs, *self.action_space.shape)  # type: ignore[misc]
+        self.stage_clock.lap("transfer")
+        return actions
 
     def _bounded(self, actions: np.ndarray) -> np.ndarray:
         """Return the actions as the env takes them."""
@@ -356,7 +373,10 @@ class FastKLPPO(PPO):
         self._update_learning_rate(self.policy.optimizer)
         parameters = list(self.policy.parameters())  # walking the modules costs as much as a backward pass
         if self.warm_start and self._n_updates == 0:
+            self.stage_clock.lap("logging")
             self._fit_to_prior(parameters)
+            self.stage_clock.lap("update")
+            self._close_iteration()
             return
         coefficients = self._coefficients()
         device_coefficients = ops.coefficients_on(self.device, **coefficients)
@@ -367,12 +387,17 @@ class FastKLPPO(PPO):
         }
         statistics: list[Tensor] = []  # [7] each, read once at the end
         epoch_start, stopped = 0, False
+        clock = self.stage_clock
+        clock.lap("logging")
         for epoch in range(self.n_epochs):
             epoch_start = len(statistics)
             for batch in buffer.get(self.batch_size):
+                clock.lap("transfer")
                 outputs, values = self._head.evaluate(self.policy, batch)
+                clock.lap("policy")
                 row, grads = self._head.loss_and_grads(outputs, values, batch, device_coefficients, **options)
                 statistics.append(torch.stack(row))
+                clock.lap("loss")
                 if self.target_kl is not None and row.approx_kl > 1.5 * self.target_kl:
                     stopped = True
                     if self.verbose >= 1:
@@ -380,7 +405,9 @@ class FastKLPPO(PPO):
                     break
                 self.policy.optimizer.zero_grad()
                 torch.autograd.backward([*outputs, values], list(grads))
+                clock.lap("backward")
                 self._optimize(parameters)
+                clock.lap("optimiser")
             self._n_updates += 1
             if stopped:
                 break
@@ -393,6 +420,14 @@ class FastKLPPO(PPO):
             self.logger.record("train/prior_kl", prior_kl)
             self.logger.record("train/kl_coef", self._kl_coefficient.value(self._current_progress_remaining))
             self.auto_kl_coef = self._kl_coefficient.observe(prior_kl)
+        clock.lap("logging")
+        self._close_iteration()
+
+    def _close_iteration(self) -> None:
+        """Log the seconds of each stage of the iteration that ends here, its update included."""
+        for stage, seconds in self.stage_clock.close().items():
+            if seconds > 0:
+                self.logger.record(f"time/{stage}_s", seconds)
 
     def _optimize(self, parameters: list[torch.nn.Parameter]) -> None:
         """Clip the gradients and take a step."""
@@ -440,6 +475,7 @@ class FastKLPPO(PPO):
             "_prior_ids",
             "_instruction_id",
             "_kl_coefficient",
+            "stage_clock",
             "impls",
         ]
 

@@ -41,6 +41,8 @@ class Train(Command):
     """Threads of the learner; the simulators keep the other cores busy."""
     num_threads: Annotated[int | None, by_default("the cores shared among the tasks")] = None
     """Threads of each task's simulators."""
+    profile: bool = False
+    """Print where the time went, stage by stage; provenance.json and the log keep it in any case."""
     overwrite: bool = False
     """Replace the run that is already at --out."""
     env: tyro.conf.OmitArgPrefixes[EnvSettings] = field(default_factory=EnvSettings)
@@ -50,7 +52,7 @@ class Train(Command):
         """Check every input, train, and print how it went."""
         import torch
 
-        from lago_fast import runs
+        from lago_fast import report, runs
         from lago_fast.envs.metaworld import check_tasks
         from lago_fast.training import make_env, train_run
 
@@ -92,8 +94,11 @@ class Train(Command):
                 num_threads=self.num_threads,
                 progress=lambda done, total: advance(f"training {self.arm}, steps", done, total),
             )
-        runs.note(folder, implementations=result.model.impls)
+        stages = report.stages([result.stage_s])
+        runs.note(folder, implementations=result.model.impls, stages=stages)
         console.print_training(result.curve)
+        if self.profile:
+            console.print_stages(stages, result.env_steps)
         if result.audit_kl_nats is not None:
             console.say(f"student to prior: {result.audit_kl_nats:.3f} nats on average")
         speed = result.env_steps / result.wall_s
