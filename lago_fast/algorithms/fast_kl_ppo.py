@@ -6,6 +6,7 @@ Test: pytest tests/algorithms
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,10 +27,11 @@ from lago_fast.algorithms.flat_adam import FlatAdam
 from lago_fast.algorithms.gymnasium_vector import GymnasiumVecEnv
 from lago_fast.algorithms.heads import PolicysOwnHead, make_head
 from lago_fast.algorithms.kl_coefficient import AUTO_START, KLCoefficient
-from lago_fast.algorithms.lanes import episode_info, lane_of
+from lago_fast.algorithms.lanes import GroupedLane, episode_info, lane_of
 from lago_fast.algorithms.prior_match import check_prior, match_env
 from lago_fast.algorithms.safe_load import safe_objects
 from lago_fast.algorithms.stage_clock import StageClock
+from lago_fast.algorithms.stepping import steps, torch_threads_beside
 from lago_fast.algorithms.update_log import record_update
 from lago_fast.buffers import RolloutBuffer
 from lago_fast.errors import DeviceUnavailable, NonFiniteError, PriorMismatch, UnsupportedArgument
@@ -223,6 +225,8 @@ class FastKLPPO(PPO):
         if fresh_env:
             assert self.env is not None
             self._lane = lane_of(self.env)
+            if self.use_sde and isinstance(self._lane, GroupedLane):
+                raise UnsupportedArgument("use_sde: its noise belongs to all envs at once; make the env with groups=1")
             self._instruction_id = self._lane.begin()
         self.stage_clock.start()
         return result
@@ -247,40 +251,37 @@ class FastKLPPO(PPO):
         terminal_values: list[tuple[int, Tensor, Tensor]] = []
         clock = self.stage_clock
         clock.lap("logging")
-        for t in range(n_rollout_steps):
-            if self.use_sde and self.sde_sample_freq > 0 and t % self.sde_sample_freq == 0:
-                self.policy.reset_noise(self.n_envs)
-            actions = self._act(buffer, t)
-            step = self._lane.step(self._bounded(actions))
-            clock.lap("env")
-            self.num_timesteps += int(step.valid.sum())
-            infos, episodes, dones, rewards = (
-                step.infos,
-                step.episodes,
-                step.terminated | step.truncated,
-                step.reward,
-            )
-            callback.update_locals(locals())
-            if not callback.on_step():
-                return False
-            for episode in episodes:
-                self.ep_info_buffer.append(episode_info(episode, self.start_time / 1e9))  # type: ignore[union-attr]
-                if episode.success is not None:
-                    self.ep_success_buffer.append(episode.success)  # type: ignore[union-attr]
-            clock.lap("logging")
-            for column, array in (
-                (buffer.rewards, step.reward),
-                (buffer.terminated, step.terminated),
-                (buffer.truncated, step.truncated),
-                (buffer.valid, step.valid),
-            ):
-                column[t] = torch.from_numpy(array)
-            clock.lap("transfer")
-            if len(step.replaced):
-                envs = torch.as_tensor(step.replaced, device=self.device)
-                terminal_values.append((t, envs, self._values(step.last_observation)))
-            self._last_obs, self._instruction_id = step.observation, step.instruction_id
-            self._last_episode_starts = dones
+        rollout = steps(self._lane, self._act, n_rollout_steps, self._last_obs, self._instruction_id, clock)
+        with closing(rollout), torch_threads_beside(self._lane):
+            for t, (actions, step) in enumerate(rollout):  # noqa: B007 - callbacks read `actions`
+                self.num_timesteps += int(step.valid.sum())
+                infos, episodes, dones, rewards = (
+                    step.infos,
+                    step.episodes,
+                    step.terminated | step.truncated,
+                    step.reward,
+                )
+                callback.update_locals(locals())
+                if not callback.on_step():
+                    return False
+                for episode in episodes:
+                    self.ep_info_buffer.append(episode_info(episode, self.start_time / 1e9))  # type: ignore[union-attr]
+                    if episode.success is not None:
+                        self.ep_success_buffer.append(episode.success)  # type: ignore[union-attr]
+                clock.lap("logging")
+                for column, array in (
+                    (buffer.rewards, step.reward),
+                    (buffer.terminated, step.terminated),
+                    (buffer.truncated, step.truncated),
+                    (buffer.valid, step.valid),
+                ):
+                    column[t] = torch.from_numpy(array)
+                clock.lap("transfer")
+                if len(step.replaced):
+                    envs = torch.as_tensor(step.replaced, device=self.device)
+                    terminal_values.append((t, envs, self._values(step.last_observation)))
+                self._last_obs, self._instruction_id = step.observation, step.instruction_id
+                self._last_episode_starts = dones
         buffer.bootstrap(self._values(self._last_obs), terminal_values)
         clock.lap("policy")
         seen = buffer.observations
@@ -298,19 +299,26 @@ class FastKLPPO(PPO):
         return True
 
     @torch.no_grad()
-    def _act(self, buffer: RolloutBuffer, t: int) -> np.ndarray:
-        """Store what the policy sees, says and chooses at step t; return the actions, not clipped."""
-        buffer.instruction_id[t] = torch.from_numpy(self._instruction_id)
-        observations = buffer.store_observation(t, self._last_obs)
+    def _act(self, t: int, rows: slice, observation: Any, instruction_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Store what the policy sees, says and chooses at step t for some envs; return the actions, and in bounds."""
+        if self.use_sde and self.sde_sample_freq > 0 and t % self.sde_sample_freq == 0:
+            self.policy.reset_noise(self.n_envs)
+        buffer = self._buffer
+        buffer.instruction_id[t, rows] = torch.from_numpy(instruction_id)
+        observations = buffer.store_observation(t, observation, rows)
         self.stage_clock.lap("transfer")
         acted = self._head.act(self.policy, observations)
         self.stage_clock.lap("policy")
-        buffer.actions[t], buffer.values[t], buffer.log_probs[t] = acted.actions, acted.values, acted.log_prob
-        for column, output in zip(buffer.policy_outputs, acted.outputs, strict=True):
-            column[t] = output
-        actions = acted.actions.cpu().numpy().reshape(self.n_envs, *self.action_space.shape)  # type: ignore[misc]
+        for column, output in zip(
+            (buffer.actions, buffer.values, buffer.log_probs, *buffer.policy_outputs),
+            (acted.actions, acted.values, acted.log_prob, *acted.outputs),
+            strict=True,
+        ):
+            column[t, rows] = output
+        actions = acted.actions.cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+        bounded = self._bounded(actions)
         self.stage_clock.lap("transfer")
-        return actions
+        return actions, bounded
 
     def _bounded(self, actions: np.ndarray) -> np.ndarray:
         """Return the actions as the env takes them."""
