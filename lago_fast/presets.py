@@ -21,6 +21,7 @@ class EnvSettings:
     tasks: tuple[str, ...] = TASKS  # names such as drawer-open push; Meta-World v3 has 50
     num_envs: int = 48  # simulators side by side, in all; a multiple of the number of tasks
     max_episode_steps: int = 200  # steps per episode; Meta-World's own limit is 500, KALM's Meta-World data use 100
+    groups: int | None = None  # groups that step in turn while the policy answers; None: 2 for 16 per task, else 1
     gamma: float = 0.99  # discount factor, also of the running return that scales rewards
 
 

@@ -1,4 +1,4 @@
-"""The command line: `lago demos | fit-prior | train | eval | compare | plot | info`.
+"""The command line: `lago demos | fit-prior | train | eval | compare | plot | bench | info`.
 
 Each command is a dataclass whose fields are its options. What is heavy is imported when a command runs, so
 that help answers at once. Test: pytest tests/test_cli.py
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from lago_fast.cli import console
+from lago_fast.cli.bench import Bench
 from lago_fast.cli.command import Command
 from lago_fast.cli.compare import Compare, preset_named
 from lago_fast.cli.demos import Demos
@@ -29,6 +30,7 @@ COMMANDS: dict[str, type[Command]] = {
     "eval": Evaluate,
     "compare": Compare,
     "plot": Plot,
+    "bench": Bench,
     "info": Info,
 }
 USER_ERROR, INTERRUPTED = 2, 130

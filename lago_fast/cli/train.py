@@ -98,7 +98,7 @@ class Train(Command):
         runs.note(folder, implementations=result.model.impls, stages=stages)
         console.print_training(result.curve)
         if self.profile:
-            console.print_stages(stages, result.env_steps)
+            console.print_stages("where the time went", stages, result.env_steps)
         if result.audit_kl_nats is not None:
             console.say(f"student to prior: {result.audit_kl_nats:.3f} nats on average")
         speed = result.env_steps / result.wall_s
