@@ -77,15 +77,15 @@ class RolloutBuffer:
         self.prior_outputs = tuple(rows(width) for width in policy_widths)
         self.advantages, self.returns = rows(), rows()
 
-    def store_observation(self, t: int, observation: Any) -> Observations:
-        """Store what the policy sees at step t, [N, ...] or a dictionary of such; return it as tensors."""
+    def store_observation(self, t: int, observation: Any, envs: slice = slice(None)) -> Observations:
+        """Store what the policy sees of `envs` at step t, [n, ...] or a dictionary of such; return it as tensors."""
         for column, array in self._pairs(observation):
-            column[t] = torch.from_numpy(array)
-        return self.observation_at(t)
+            column[t, envs] = torch.from_numpy(array)
+        return self.observation_at(t, envs)
 
-    def observation_at(self, t: int) -> Observations:
-        """Return what the policy saw at step t."""
-        return map_observations(lambda column: column[t], self.observations)
+    def observation_at(self, t: int, envs: slice = slice(None)) -> Observations:
+        """Return what the policy saw of `envs` at step t."""
+        return map_observations(lambda column: column[t, envs], self.observations)
 
     def as_tensors(self, observation: Any) -> Observations:
         """Return arrays of observations on the buffer's device, in the dtype that they are stored in."""

@@ -174,6 +174,7 @@ def run_job(job: Job, progress: Progress | None = None) -> Outcome:
         result.audit_kl_nats,
         result.model.impls,
         tasks,
+        result.stage_s,
         result.cpu_s,
     )
 

@@ -26,6 +26,7 @@ class EnvSettings:
     sample_actions: bool = False  # evaluate policies and priors by drawing their actions, not by the likeliest
     num_envs: int = 48  # simulators side by side, in all; a multiple of the number of tasks
     max_episode_steps: int = 200  # steps per episode; Meta-World's own limit is 500, KALM's Meta-World data use 100
+    groups: int | None = None  # groups that step in turn while the policy answers; None: 2 for 16 per task, else 1
     gamma: float = 0.99  # discount factor, also of the running return that scales rewards
     explained_variance: float = 1.0  # share of the wordings' variance that the policy's view of them keeps
 

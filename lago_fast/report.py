@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from lago_fast import evaluate as evaluation
+from lago_fast.algorithms.stage_clock import shares
 from lago_fast.envs.suites import Suite, suite_named
 from lago_fast.evaluate import TaskResult, evaluated_tasks
 from lago_fast.presets import Experiment
@@ -29,6 +30,7 @@ class Outcome(NamedTuple):
     audit_kl_nats: float | None
     implementations: dict[str, str]
     tasks: dict[str, TaskResult]  # evaluated after training
+    stage_s: dict[str, float]  # seconds of each stage of training
     cpu_s: float = 0.0  # of training, of all cores
 
 
@@ -68,6 +70,7 @@ def make_report(
             "steps_to_90": _mean_steps([tasks[task][arm]["steps_to_90"] for task in experiment.env.tasks]),
             "wall_s": wall,
             "core_hours": sum(r.cpu_s for r in trained) / 3600 if trained else None,
+            "stages": stages([run.stage_s for run in trained]),
         }
     audits = [run.audit_kl_nats for run in runs.get("lago", []) if run.audit_kl_nats is not None]
     return {
@@ -153,6 +156,18 @@ def _summed(per_task: dict[str, TaskResult], weights: dict[str, float]) -> dict[
 def _mean_of_one(suite: Suite, run: Outcome, tasks: tuple[str, ...]) -> dict[str, Any]:
     splits = splits_of(suite, {run.arm: {task: [result] for task, result in run.tasks.items()}}, tasks)
     return {"mean": splits["splits"]["mean"][run.arm]["success"]} if splits else {}
+
+
+def stages(per_run: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """Return per stage of training its seconds over all runs, its share, and the speed-up that it stands in the way of.
+
+    The stages are of `lago_fast.algorithms.stage_clock`; without runs, or without a stage that took time, none.
+    """
+    seconds: dict[str, float] = {}
+    for run in per_run:
+        for name, spent in run.items():
+            seconds[name] = seconds.get(name, 0.0) + spent
+    return {name: share._asdict() for name, share in shares(seconds).items()}
 
 
 def _mean_steps(steps: list[Any]) -> float | None:

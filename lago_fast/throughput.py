@@ -5,9 +5,10 @@ Test: pytest tests/test_throughput.py
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from stable_baselines3 import PPO
@@ -21,10 +22,22 @@ from lago_fast.envs.suites import suite_named
 from lago_fast.evaluate import View, random_actor
 from lago_fast.presets import Experiment
 from lago_fast.priors.base import ActionPrior
+from lago_fast.report import stages
 from lago_fast.training import kl_schedule, make_env, ppo_settings
 
 ROUNDS = 3
 Arm = Callable[[], tuple[int, float]]  # one more window -> valid env steps, seconds
+
+
+class Rates(NamedTuple):
+    """Env steps per second of every arm, window by window, and where the time of ours went."""
+
+    windows: dict[str, list[float]]
+    stages: dict[str, dict[str, dict[str, Any]]]  # of each of our arms, as `report.stages` returns them
+
+    def median(self, arm: str) -> float:
+        """Return the median over the windows of an arm."""
+        return float(np.median(self.windows[arm]))
 
 
 def measure(
@@ -43,44 +56,83 @@ def measure(
     """
     suite = suite_named(experiment.env.env)
     report("measuring env steps/s")
-    with (
-        _raw(experiment) as raw,
-        _ours(experiment, stage, None) as ppo,
-        _ours(experiment, stage, student) as amortised,
-        _ours(experiment, stage, stage.prior) as exact,
-        _sb3_on_our_lane(experiment, stage) as sb3,
-    ):
-        arms: dict[str, Arm] = {
-            "raw": raw,
-            "ppo": ppo,
-            "lago_amortised": amortised,
-            "lago_exact": exact,
-            f"sb3_{suite.simulator}": sb3,
-        }
-        windows: dict[str, list[float]] = {name: [] for name in arms}
-        for arm in arms.values():
-            arm()  # warm-up
-        for _ in range(ROUNDS):
-            for name, arm in arms.items():
-                steps, seconds = arm()
-                windows[name].append(steps / seconds)
-    found: dict[str, Any] = {f"{name}_env_steps_per_s": float(np.median(values)) for name, values in windows.items()}
+    priors = {"ppo": None, "lago_amortised": student, "lago_exact": stage.prior}
+    rates = interleaved(experiment, stage.table, priors, ROUNDS)
+    found: dict[str, Any] = {
+        **{f"{arm}_env_steps_per_s": rates.median(arm) for arm in rates.windows},
+        "throughput_stages": rates.stages,
+    }
     if not suite.has_python_version:
-        return {**found, "throughput_windows": windows}
+        return {**found, "throughput_windows": rates.windows}
     report(f"measuring stable-baselines3 on Python {suite.title}")
-    python = {kind.__name__: _sb3_on_python(experiment, stage, kind) for kind in (DummyVecEnv, SubprocVecEnv)}
+    python = on_python(experiment, plainest_rows(experiment.env.tasks, stage.table))
     return {
         **found,
         "sb3_env_steps_per_s": max(python.values()),
         "sb3_vec_env": max(python, key=lambda name: python[name]),
-        "throughput_windows": {**windows, **{name: [rate] for name, rate in python.items()}},
+        "throughput_windows": {**rates.windows, **{name: [rate] for name, rate in python.items()}},
     }
+
+
+def interleaved(
+    experiment: Experiment, table: np.ndarray | None, priors: Mapping[str, ActionPrior | None], rounds: int
+) -> Rates:
+    """Time bare stepping ("raw"), FastKLPPO with each prior, and SB3's PPO on our SB3 lane ("sb3_envpool" of EnvPool).
+
+    Args:
+        experiment: settings.
+        table: [M, Z], what policies see of the instructions; None with one task.
+        priors: name of an arm -> its prior, None for plain PPO.
+        rounds: windows of one rollout (and its update) per arm, taken in turns after one of warm-up.
+    """
+    models: dict[str, FastKLPPO] = {}
+    with ExitStack() as opened:
+        arms: dict[str, Arm] = {"raw": opened.enter_context(_raw(experiment))}
+        for name, prior in priors.items():
+            arms[name], models[name] = opened.enter_context(_ours(experiment, table, prior))
+        arms[f"sb3_{suite_named(experiment.env.env).simulator}"] = opened.enter_context(
+            _sb3_on_our_lane(experiment, table)
+        )
+        windows: dict[str, list[float]] = {name: [] for name in arms}
+        for arm in arms.values():
+            arm()
+        warm = {name: dict(model.stage_clock.total) for name, model in models.items()}
+        for _ in range(rounds):
+            for name, arm in arms.items():
+                steps, seconds = arm()
+                windows[name].append(steps / seconds)
+    spent = {
+        name: {stage: seconds - warm[name][stage] for stage, seconds in model.stage_clock.total.items()}
+        for name, model in models.items()
+    }
+    return Rates(windows, {name: stages([seconds]) for name, seconds in spent.items()})
+
+
+def on_python(experiment: Experiment, rows: dict[str, np.ndarray] | None) -> dict[str, float]:
+    """Return env steps/s of SB3's PPO on Python Meta-World by each of SB3's two vector envs.
+
+    They are an order slower: one window each, after a warm-up of a few steps.
+
+    Args:
+        experiment: settings.
+        rows: task -> what policies see of its instruction, [Z]; None with one task.
+    """
+    return {kind.__name__: _sb3_on_python(experiment, rows, kind) for kind in (DummyVecEnv, SubprocVecEnv)}
+
+
+def plainest_rows(tasks: Sequence[str], table: np.ndarray | None) -> dict[str, np.ndarray] | None:
+    """Return each task's row of the table [M, Z] for its plainest wording; None without a table."""
+    if table is None:
+        return None
+    phrasings = task_phrasings()
+    ends = np.cumsum([len(phrasings[task]) for task in tasks])
+    return {task: table[end - len(phrasings[task])] for task, end in zip(tasks, ends, strict=True)}
 
 
 @contextmanager
 def _raw(experiment: Experiment) -> Iterator[Arm]:
     """Step the same env with random actions and no learner."""
-    env = make_env(experiment.env, 0, None).array_lane
+    env = make_env(replace(experiment.env, groups=1), 0, None).array_lane
     suite = suite_named(experiment.env.env)
     act = random_actor(suite.action_dim, 0, discrete=suite.discrete)
     observation, instruction_id = env.reset()
@@ -97,9 +149,11 @@ def _raw(experiment: Experiment) -> Iterator[Arm]:
 
 
 @contextmanager
-def _ours(experiment: Experiment, stage: stage_one.StageOne, prior: ActionPrior | None) -> Iterator[Arm]:
+def _ours(
+    experiment: Experiment, table: np.ndarray | None, prior: ActionPrior | None
+) -> Iterator[tuple[Arm, FastKLPPO]]:
     """Train with the settings of the experiment's arms."""
-    env = make_env(experiment.env, 0, stage.table)
+    env = make_env(experiment.env, 0, table)
     train = experiment.train
     model = FastKLPPO(
         "MlpPolicy",
@@ -111,14 +165,14 @@ def _ours(experiment: Experiment, stage: stage_one.StageOne, prior: ActionPrior 
         kl_direction=train.kl_direction,
         impl=train.impl,
     )
-    yield lambda: _learn(model)
+    yield lambda: _learn(model), model
     env.close()
 
 
 @contextmanager
-def _sb3_on_our_lane(experiment: Experiment, stage: stage_one.StageOne) -> Iterator[Arm]:
+def _sb3_on_our_lane(experiment: Experiment, table: np.ndarray | None) -> Iterator[Arm]:
     """Train stable-baselines3's PPO on our SB3 lane."""
-    env = make_env(experiment.env, 0, stage.table)
+    env = make_env(replace(experiment.env, groups=1), 0, table)
     model = PPO("MlpPolicy", env, seed=0, **ppo_settings(experiment.train, experiment.env))
     yield lambda: _learn(model)
     env.close()
@@ -132,16 +186,8 @@ def _learn(model: PPO) -> tuple[int, float]:
     return model.num_timesteps - before, time.perf_counter() - started
 
 
-def _sb3_on_python(experiment: Experiment, stage: stage_one.StageOne, kind: type[VecEnv]) -> float:
+def _sb3_on_python(experiment: Experiment, rows: dict[str, np.ndarray] | None, kind: type[VecEnv]) -> float:
     """Return env steps/s of one iteration of stable-baselines3's PPO on Python Meta-World."""
-    rows = None
-    if stage.table is not None:
-        first = {
-            task: stage.instructions.index(texts[0])
-            for task, texts in task_phrasings().items()
-            if task in experiment.env.tasks
-        }
-        rows = {task: stage.table[i] for task, i in first.items()}
     makers = official_makers(experiment.env.tasks, experiment.env.num_envs, experiment.env.max_episode_steps, rows)
     # fork: the workers share what is imported already, and start in seconds
     env = SubprocVecEnv(makers, start_method="fork") if kind is SubprocVecEnv else DummyVecEnv(makers)

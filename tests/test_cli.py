@@ -278,11 +278,13 @@ def test_a_run_folder_holds_everything(run, prior):
     assert config["instruction_encoder"]["sha256"]
     provenance = runs.read_json(run / "provenance.json")
     assert set(provenance["implementations"]) == {"gae", "ppo_kl_gaussian"}
+    assert {"env", "prior", "policy"} <= provenance["stages"].keys()
+    assert sum(stage["share"] for stage in provenance["stages"].values()) == pytest.approx(1)
     curve = runs.read_json(run / "curve.json")
     assert set(curve["tasks"]) == set(TASKS)
     assert max(curve["tasks"]["push"]["env_steps"]) >= 200
     header = (run / "progress.csv").read_text().splitlines()[0]
-    assert {"train/prior_kl", "train/kl_coef", "prior/audit_kl_nats"} <= set(header.split(","))
+    assert {"train/prior_kl", "train/kl_coef", "prior/audit_kl_nats", "time/env_s"} <= set(header.split(","))
     assert list(run.glob("events.out.tfevents.*"))
     assert (run / "model.zip").is_file()
     texts = sum(len(task_phrasings()[task]) for task in TASKS)
@@ -290,7 +292,7 @@ def test_a_run_folder_holds_everything(run, prior):
 
 
 @pytest.mark.parametrize("arm", ["ppo", "bc_ppo", "exact", "distilled"])
-def test_the_other_arms_train_too(arm, prior, demos, backbone, tmp_path, monkeypatch):
+def test_the_other_arms_train_too(arm, prior, demos, backbone, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("lago_fast.presets.PriorSettings.student_epochs", 1)
     inputs = {
         "ppo": ("--arm", "ppo", "--tasks", "push", "drawer-open", "--instruction-encoder", backbone),
@@ -298,7 +300,9 @@ def test_the_other_arms_train_too(arm, prior, demos, backbone, tmp_path, monkeyp
         "distilled": ("--tasks", *TASKS, "--prior", prior, "--demos", demos),
         "exact": ("--tasks", "push", "--prior", prior / "amortised", "--prior-mode", "exact"),
     }
-    assert lago("train", *inputs[arm], *SMALL, "--out", tmp_path / arm) == 0
+    profile = ["--profile"] if arm == "ppo" else []
+    assert lago("train", *inputs[arm], *SMALL, *profile, "--out", tmp_path / arm) == 0
+    assert ("where the time went" in capsys.readouterr().out) == bool(profile)
     config = runs.read_config(tmp_path / arm)
     assert config["arm"] == (arm if arm in ("ppo", "bc_ppo") else "lago")
     # with one task the policy needs no words

@@ -5,7 +5,7 @@ import pytest
 from lago_fast.envs.suites import suite_named
 from lago_fast.evaluate import TaskResult, wilson
 from lago_fast.presets import EnvSettings, Experiment
-from lago_fast.report import Outcome, make_report, sample_efficiency, splits_of
+from lago_fast.report import Outcome, make_report, sample_efficiency, splits_of, stages
 
 EXPERIMENT = Experiment(env=EnvSettings(tasks=("reach",), num_envs=2), seeds=(0, 1))
 
@@ -13,7 +13,8 @@ EXPERIMENT = Experiment(env=EnvSettings(tasks=("reach",), num_envs=2), seeds=(0,
 def outcome(arm, seed, success, steps_to_90=None, successes=5):
     steps = [1000 * (i + 1) for i in range(len(success))]
     curve = {"tasks": {"reach": {"env_steps": steps, "success": success}}, "steps_to_90": {"reach": steps_to_90}}
-    return Outcome(arm, seed, curve, 4000, 2.0, None, {"gae": "cpp"}, {"reach": TaskResult(10, successes, 1, 7.0)})
+    tasks, stage_s = {"reach": TaskResult(10, successes, 1, 7.0)}, {"env": 1.5, "loss": 0.5, "prior": 0.0}
+    return Outcome(arm, seed, curve, 4000, 2.0, None, {"gae": "cpp"}, tasks, stage_s)
 
 
 def test_steps_to_ninety_percent_of_ppos_best():
@@ -48,6 +49,7 @@ def test_report_pools_seeds_and_keeps_the_promised_keys():
     assert lago["success"] == pytest.approx(19 / 20)
     assert lago["env_steps"] == 8000
     assert lago["env_steps_per_s"] == pytest.approx(2000)
+    assert lago["stages"]["env"] == {"seconds": 3.0, "share": 0.75, "speed_up": 4.0}
     assert report["tasks"]["reach"]["lago"]["steps_to_90"] == 1500
     # one seed never got there: no mean over the lucky one
     assert report["tasks"]["reach"]["ppo"]["steps_to_90"] is None
@@ -94,3 +96,10 @@ def test_the_report_of_clevr_robot_has_splits_and_core_hours():
     assert report["arms"]["random"]["core_hours"] is None
     assert report["per_seed"]["ppo"][0]["mean"] == pytest.approx(0.5)
     assert report["sample_efficiency"]["tasks"]["real"]["steps_to_ppo_final"] == {"ppo": 20, "lago": 20}
+
+
+def test_stages_are_summed_over_the_runs():
+    found = stages([{"env": 1.5, "loss": 0.5}, {"env": 4.5, "loss": 1.5}])
+    assert found["env"] == {"seconds": 6.0, "share": 0.75, "speed_up": 4.0}
+    assert found["loss"]["speed_up"] == pytest.approx(4 / 3)
+    assert stages([]) == {}

@@ -3,6 +3,8 @@
 Test: pytest tests/algorithms/test_fast_kl_ppo.py tests/algorithms/test_sb3_parity.py tests/algorithms/test_numbers.py
 """
 
+from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ from lago_fast.algorithms.micro_batches import Halving
 from lago_fast.algorithms.numbers import Numbers, check_rollout, check_unnormalised, observation_columns
 from lago_fast.algorithms.prior_query import query_prior
 from lago_fast.algorithms.saving import KeptPPO
+from lago_fast.algorithms.stage_clock import StageClock
+from lago_fast.algorithms.stepping import steps, torch_threads_beside
 from lago_fast.algorithms.workers import name_env
 from lago_fast.buffers import RolloutBuffer
 from lago_fast.errors import NonFiniteError, UnsupportedArgument
@@ -35,6 +39,7 @@ class CollectingPPO(KeptPPO):
     target_prior_kl: float | None
     auto_kl_coef: float
     impls: dict[str, str]
+    stage_clock: StageClock
     kl_direction: str
     kl_placement: str
     prior_temperature: float
@@ -64,23 +69,26 @@ class CollectingPPO(KeptPPO):
         if self.use_sde:
             self.policy.reset_noise(self.n_envs)
         self._numbers.remember_normalisation(self)
+        clock = self.stage_clock
+        clock.lap("logging")
         terminal_values: list[tuple[int, Tensor, Tensor]] = []
         n_steps = 0
+        rollout = steps(self._lane, self._act, n_rollout_steps, self._last_obs, self._instruction_id, clock)
         try:
-            for n_steps in range(n_rollout_steps):
-                if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-                    self.policy.reset_noise(self.n_envs)
-                actions, clipped_actions, step = self._advance(n_steps)
-                self.num_timesteps += int(step.valid.sum())
-                # under the names by which callbacks read them in Stable-Baselines3, and the episodes that ended
-                dones, episodes = step.terminated | step.truncated, step.episodes
-                new_obs, rewards, infos = step.observation, step.reward, step.infos
-                obs_tensor = buffer.observation_at(n_steps)
-                values, log_probs = buffer.values[n_steps][:, None], buffer.log_probs[n_steps]
-                callback.update_locals(locals())
-                if not callback.on_step():
-                    return False
-                self._store(n_steps, step, terminal_values)
+            with closing(rollout), torch_threads_beside(self._lane):
+                for n_steps in range(n_rollout_steps):
+                    actions, clipped_actions, step = self._advance(rollout, n_steps)
+                    self.num_timesteps += int(step.valid.sum())
+                    # under the names by which callbacks read them in Stable-Baselines3, and the episodes that ended
+                    dones, episodes = step.terminated | step.truncated, step.episodes
+                    new_obs, rewards, infos = step.observation, step.reward, step.infos
+                    obs_tensor = buffer.observation_at(n_steps)
+                    values, log_probs = buffer.values[n_steps][:, None], buffer.log_probs[n_steps]
+                    callback.update_locals(locals())
+                    if not callback.on_step():
+                        return False
+                    clock.lap("logging")
+                    self._store(n_steps, step, terminal_values)
             self._finish_rollout(terminal_values)
         except NonFiniteError as error:
             self._numbers.drop_rollout(self, error, n_steps + 1)
@@ -90,12 +98,12 @@ class CollectingPPO(KeptPPO):
         self.iterations += 1
         return True
 
-    def _advance(self, t: int) -> tuple[np.ndarray, np.ndarray, LaneStep]:
+    def _advance(
+        self, rollout: Iterator[tuple[np.ndarray, np.ndarray, LaneStep]], t: int
+    ) -> tuple[np.ndarray, np.ndarray, LaneStep]:
         """Act and step; return the actions, the actions as the env took them, and what came of them."""
         try:
-            actions = self._act(self._buffer, t)
-            bounded = self._bounded(actions)
-            step = self._lane.step(bounded)
+            actions, bounded, step = next(rollout)
         except NonFiniteError:
             raise
         except Exception as error:
@@ -123,6 +131,7 @@ class CollectingPPO(KeptPPO):
             (buffer.valid, step.valid),
         ):
             column[t] = torch.from_numpy(array)
+        self.stage_clock.lap("transfer")
         if len(step.replaced):
             envs = torch.as_tensor(step.replaced, device=self.device)
             terminal_values.append((t, envs, self._values(step.last_observation)))
@@ -132,11 +141,16 @@ class CollectingPPO(KeptPPO):
     def _finish_rollout(self, terminal_values: list[tuple[int, Tensor, Tensor]]) -> None:
         """Check the collected rows, ask the prior about them, and compute their advantages."""
         buffer = self._buffer
+        clock = self.stage_clock
         buffer.bootstrap(self._values(self._last_obs), terminal_values)
+        clock.lap("policy")
         check_rollout({**observation_columns(buffer), "reward": buffer.rewards}, "mend the env")
+        clock.lap("transfer")
         if self.prior is not None:
             self._query_prior(self.prior)
+            clock.lap("prior")
         buffer.compute_returns_and_advantage(self.gamma, self.gae_lambda, self.impls["gae"])
+        clock.lap("advantage")
         check_rollout({"advantage": buffer.advantages, "return": buffer.returns}, "scale the rewards")
 
     def _look_at_policy(self) -> None:
@@ -146,14 +160,26 @@ class CollectingPPO(KeptPPO):
             self.impls["mlp"] = "cpp" if self._head.networks.native else "reference"
 
     @torch.no_grad()
-    def _act(self, buffer: RolloutBuffer, t: int) -> np.ndarray:
-        """Store what the policy sees, says and chooses at step t; return the actions, not clipped."""
-        buffer.instruction_id[t] = torch.from_numpy(self._instruction_id)
-        acted = self._head.act(buffer.store_observation(t, self._last_obs))
-        buffer.actions[t], buffer.values[t], buffer.log_probs[t] = acted.actions, acted.values, acted.log_prob
-        for column, output in zip(buffer.policy_outputs, acted.outputs, strict=True):
-            column[t] = output
-        return acted.actions.cpu().numpy().reshape(self.n_envs, *self.action_space.shape)  # type: ignore[misc]
+    def _act(self, t: int, rows: slice, observation: Any, instruction_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Store what the policy sees, says and chooses at step t for some envs; return the actions, and in bounds."""
+        if self.use_sde and self.sde_sample_freq > 0 and t % self.sde_sample_freq == 0:
+            self.policy.reset_noise(self.n_envs)
+        buffer = self._buffer
+        buffer.instruction_id[t, rows] = torch.from_numpy(instruction_id)
+        observations = buffer.store_observation(t, observation, rows)
+        self.stage_clock.lap("transfer")
+        acted = self._head.act(observations)
+        self.stage_clock.lap("policy")
+        for column, output in zip(
+            (buffer.actions, buffer.values, buffer.log_probs, *buffer.policy_outputs),
+            (acted.actions, acted.values, acted.log_prob, *acted.outputs),
+            strict=True,
+        ):
+            column[t, rows] = output
+        actions = acted.actions.cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+        bounded = self._bounded(actions)
+        self.stage_clock.lap("transfer")
+        return actions, bounded
 
     def _bounded(self, actions: np.ndarray) -> np.ndarray:
         """Return the actions as the env takes them."""

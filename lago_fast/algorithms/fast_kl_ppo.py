@@ -28,6 +28,7 @@ from lago_fast.algorithms.lanes import example_of
 from lago_fast.algorithms.micro_batches import Halving, MicroBatches
 from lago_fast.algorithms.numbers import Numbers, check_parameters
 from lago_fast.algorithms.prior_match import check_prior, match_env
+from lago_fast.algorithms.stage_clock import StageClock
 from lago_fast.algorithms.update_log import record_update
 from lago_fast.algorithms.workers import STEP_TIMEOUT_S, watch
 from lago_fast.buffers import RolloutBuffer
@@ -194,6 +195,7 @@ class FastKLPPO(CollectingPPO):
             self.device,
         )
         self.rollout_buffer = self._buffer  # type: ignore[assignment]  # under the name that callbacks read
+        self.stage_clock = StageClock(self.device)
         if self.prior is not None:
             self.set_prior(self.prior)
 
@@ -242,6 +244,7 @@ class FastKLPPO(CollectingPPO):
         if reset_num_timesteps:
             self._begin_run()
         self._continue_log()
+        self.stage_clock.start()
         return result
 
     # ---- update -----------------------------------------------------------------------------------------------
@@ -271,7 +274,10 @@ class FastKLPPO(CollectingPPO):
         self._update_learning_rate(self.policy.optimizer)
         parameters = list(self.policy.parameters())  # walking the modules costs as much as a backward pass
         if self.warm_start and self._n_updates == 0:
+            self.stage_clock.lap("logging")
             self._fit_to_prior(parameters)
+            self.stage_clock.lap("update")
+            self._close_iteration()
             return
         coefficients = self._coefficients()
         device_coefficients = ops.coefficients_on(self.device, **coefficients)
@@ -282,19 +288,26 @@ class FastKLPPO(CollectingPPO):
         }
         statistics: list[Tensor] = []  # [7] each, read once at the end
         epoch_start, stopped = 0, False
+        clock = self.stage_clock
+        clock.lap("logging")
         for epoch in range(self.n_epochs):
             epoch_start = len(statistics)
             for batch in buffer.get(self.batch_size, reuse=True, impl=self.impls["take_rows"]):
+                clock.lap("transfer")
                 outputs, values = self._micro_batches.evaluate(self._head, batch)
+                clock.lap("policy")
                 row, grads = self._head.loss_and_grads(outputs, values, batch, device_coefficients, **options)
                 statistics.append(torch.stack(row))
+                clock.lap("loss")
                 if self.target_kl is not None and row.approx_kl > 1.5 * self.target_kl:
                     stopped = True
                     if self.verbose >= 1:
                         print(f"Early stopping at step {epoch} due to reaching max kl: {row.approx_kl:.2f}")
                     break
                 self._micro_batches.backward(self._head, batch, tuple(grads))
+                clock.lap("backward")
                 self._optimize(parameters)
+                clock.lap("optimiser")
             self._n_updates += 1
             if stopped:
                 break
@@ -308,6 +321,14 @@ class FastKLPPO(CollectingPPO):
             self.logger.record("train/prior_kl", prior_kl)
             self.logger.record("train/kl_coef", self._kl_coefficient.value(self._current_progress_remaining))
             self.auto_kl_coef = self._kl_coefficient.observe(prior_kl)
+        clock.lap("logging")
+        self._close_iteration()
+
+    def _close_iteration(self) -> None:
+        """Log the seconds of each stage of the iteration that ends here, its update included."""
+        for stage, seconds in self.stage_clock.close().items():
+            if seconds > 0:
+                self.logger.record(f"time/{stage}_s", seconds)
 
     def _optimize(self, parameters: list[torch.nn.Parameter]) -> None:
         """Clip the gradients and take a step."""
@@ -357,6 +378,7 @@ class FastKLPPO(CollectingPPO):
             "_prior_ids",
             "_instruction_id",
             "_kl_coefficient",
+            "stage_clock",
             "impls",
             "_numbers",
             "_dropped",

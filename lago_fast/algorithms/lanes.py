@@ -60,7 +60,10 @@ class ArrayLane:
         return self.env.instruction_id.copy()
 
     def step(self, actions: np.ndarray) -> LaneStep:
-        step = self.env.step(actions)
+        return self._noted(self.env.step(actions))
+
+    def _noted(self, step: Any) -> LaneStep:
+        """Count a step of the env towards its episodes."""
         self._total += step.raw_reward
         self._length += step.valid
         self._success |= step.success & step.valid
@@ -82,6 +85,22 @@ class ArrayLane:
             episodes,
             [],
         )
+
+
+class GroupedLane(ArrayLane):
+    """An array lane whose env steps group by group (`lago_fast.envs.groups`)."""
+
+    def send(self, group: int, actions: np.ndarray) -> None:
+        """Start a step of a group with its actions, inside the action space."""
+        self.env.send_group(group, actions)
+
+    def recv(self, group: int) -> Any:
+        """Wait for a group's step; it has `observation` and `instruction_id`."""
+        return self.env.recv_group(group)
+
+    def join(self, parts: list[Any]) -> LaneStep:
+        """Return one step of every group as one of all."""
+        return self._noted(self.env.join(parts))
 
 
 class Sb3Lane:
@@ -143,7 +162,7 @@ def lane_of(env: VecEnv) -> Lane:
     """Return the fastest lane by which a vector env can be stepped."""
     array_lane = array_lane_of(env)
     if array_lane is not None:
-        return ArrayLane(array_lane)
+        return GroupedLane(array_lane) if hasattr(array_lane, "groups") else ArrayLane(array_lane)
     next_step_lane = None if isinstance(env, VecEnvWrapper) else getattr(env, "next_step_lane", None)
     return Sb3Lane(env) if next_step_lane is None else next_step_lane
 

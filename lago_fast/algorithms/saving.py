@@ -18,8 +18,9 @@ from torch import Tensor
 from lago_fast.algorithms import training_state
 from lago_fast.algorithms.atomic import replacing
 from lago_fast.algorithms.checkpoint import newest
-from lago_fast.algorithms.lanes import Lane, lane_of
+from lago_fast.algorithms.lanes import GroupedLane, Lane, lane_of
 from lago_fast.algorithms.safe_load import safe_objects
+from lago_fast.errors import UnsupportedArgument
 from lago_fast.priors.base import ActionPrior
 
 
@@ -161,6 +162,8 @@ class KeptPPO(PPO):
     def _take_lane(self) -> None:
         assert self.env is not None
         self._lane = lane_of(self.env)
+        if self.use_sde and isinstance(self._lane, GroupedLane):
+            raise UnsupportedArgument("use_sde: its noise belongs to all envs at once; make the env with groups=1")
         self._instruction_id = self._lane.begin()
 
     def _continue_log(self) -> None:

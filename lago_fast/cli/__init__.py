@@ -1,4 +1,4 @@
-"""The command line: `lago demos | fit-prior | train | eval | compare | plot | audit | info`.
+"""The command line: `lago demos | fit-prior | train | eval | compare | plot | audit | bench | info`.
 
 Each command is a dataclass whose fields are its options. What is heavy is imported when a command runs, so
 that help answers at once. Test: pytest tests/test_cli.py
@@ -13,6 +13,7 @@ import tyro
 
 from lago_fast.cli import console
 from lago_fast.cli.audit import Audit
+from lago_fast.cli.bench import Bench
 from lago_fast.cli.command import Command
 from lago_fast.cli.compare import Compare
 from lago_fast.cli.demos import Demos
@@ -32,6 +33,7 @@ COMMANDS: dict[str, type[Command]] = {
     "compare": Compare,
     "plot": Plot,
     "audit": Audit,
+    "bench": Bench,
     "info": Info,
 }
 USER_ERROR, INTERRUPTED = 2, 130

@@ -96,6 +96,16 @@ def print_training(curve: Mapping[str, Any]) -> None:
     print_table("training", ("task", "success in the last episodes", "steps per task to 90 %"), rows)
 
 
+def print_stages(title: str, stages: Mapping[str, Mapping[str, Any]], env_steps: int) -> None:
+    """Print the time per stage of training, as `report.stages` returns it, and the ceiling that each implies."""
+    rows = [
+        (name, stage["seconds"], percent(stage["share"]), 1e6 * stage["seconds"] / env_steps, stage["speed_up"])
+        for name, stage in stages.items()
+    ]
+    columns = ("stage", "seconds", "share", "µs per env step", "times faster without it")
+    print_table(title, columns, rows)
+
+
 def percent(share: float | None) -> str:
     """Return a share as whole percents."""
     return "-" if share is None else f"{100 * share:.0f} %"

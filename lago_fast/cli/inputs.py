@@ -175,6 +175,11 @@ def read_prior(
     return AmortisedPrior.load(student, device)
 
 
+def has_student(folder: Path) -> bool:
+    """Tell whether a prior's folder has its student beside it, or is a student's."""
+    return (folder / STUDENT).is_dir() or (folder / EXACT).is_dir()
+
+
 def distil(
     exact: "LatentActionPrior", demos: "Demonstrations", env: EnvSettings, *, seed: int = 0, epochs: int
 ) -> "AmortisedPrior":

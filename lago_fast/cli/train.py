@@ -44,6 +44,8 @@ class Train(Command):
     """Threads of the learner; the simulators keep the other cores busy."""
     num_threads: Annotated[int | None, by_default("the cores shared among the tasks")] = None
     """Threads of each task's simulators."""
+    profile: bool = False
+    """Print where the time went, stage by stage; provenance.json and the log keep it in any case."""
     overwrite: bool = False
     """Replace the run that is already at --out."""
     resume: bool = False
@@ -68,7 +70,7 @@ class Train(Command):
     def _train(self) -> None:
         import torch
 
-        from lago_fast import runs
+        from lago_fast import report, runs
         from lago_fast.algorithms.stopping import StopOnSignals
         from lago_fast.envs.suites import suite_named
         from lago_fast.evaluate import known_tasks
@@ -114,12 +116,15 @@ class Train(Command):
         except SystemExit:
             console.hint(f"go on with: lago train --resume --out {self.out}")
             raise
-        runs.note(folder, implementations=result.model.impls)
+        stages = report.stages([result.stage_s])
+        runs.note(folder, implementations=result.model.impls, stages=stages)
         if cache is not None:
             runs.note(folder, prior_cache=cache.cache.stats())
             console.print_facts("cache of the prior's answers", cache.cache.stats())
             cache.close()
         console.print_training(result.curve)
+        if self.profile:
+            console.print_stages("where the time went", stages, result.env_steps)
         if result.audit_kl_nats is not None:
             console.say(f"student to prior: {result.audit_kl_nats:.3f} nats on average")
         speed = result.env_steps / result.wall_s

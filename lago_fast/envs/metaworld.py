@@ -21,6 +21,7 @@ from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoA
 from gymnasium.spaces import Box
 
 from lago_fast.envs.fresh_pool import FreshPool
+from lago_fast.envs.groups import GroupedArrayEnv
 from lago_fast.envs.state_words import describe_metaworld
 from lago_fast.envs.vec_env import ArrayReset, ArrayStep, ArrayVecEnv, ReturnNormalizer
 from lago_fast.errors import MissingExtra, NonFiniteError, UnknownTask, UnsupportedArgument
@@ -88,6 +89,8 @@ class MetaworldArrayEnv(ArrayVecEnv):
             rewards differ by an order of magnitude, and under a common scale the largest drowns the others.
         gamma: discount of that return.
         num_threads: threads per pool (one pool per task); default: the cores shared among the pools.
+        first_env: number of the first environment in a larger vector env that this one is a part of, from whose
+            seed each then takes its own.
 
     Raises:
         UnknownTask, UnsupportedArgument, MissingExtra: see the messages.
@@ -113,6 +116,7 @@ class MetaworldArrayEnv(ArrayVecEnv):
         normalize_reward: bool = False,
         gamma: float = 0.99,
         num_threads: int | None = None,
+        first_env: int = 0,
     ) -> None:
         self.tasks = check_tasks(tasks)
         _check_settings(len(self.tasks), num_envs, max_episode_steps, phrasings, num_threads)
@@ -139,6 +143,7 @@ class MetaworldArrayEnv(ArrayVecEnv):
         self.num_threads = num_threads or max(1, _cores() // len(self.tasks))
         self.normalizer = ReturnNormalizer(num_envs, gamma, group=self.task_id) if normalize_reward else None
 
+        self._first_env = first_env
         self._pools: list[Any] = []
         self._was_reset = self._pending = self._closed = False
         self.seed(seed)
@@ -149,15 +154,17 @@ class MetaworldArrayEnv(ArrayVecEnv):
         The statistics of `normalize_reward` are kept. Returns the seed of each environment.
         """
         for_envs, self._for_instructions = np.random.SeedSequence(seed).spawn(2)
+        words = for_envs.generate_state(self._first_env + self.num_envs)[self._first_env :]
         # EnvPool reads seeds as signed 32-bit integers
-        self.env_seeds: list[int] = (for_envs.generate_state(self.num_envs) >> 1).astype(np.int64).tolist()
+        self.env_seeds: list[int] = (words >> 1).astype(np.int64).tolist()
         self._stale = True
         return list(self.env_seeds)
 
     def _build(self) -> None:
         """Make the pools and generators that follow from the seed."""
         self._pools.clear()  # frees old simulators before new ones take memory
-        self._generators = [np.random.default_rng(s) for s in self._for_instructions.spawn(self.num_envs)]
+        sequences = self._for_instructions.spawn(self._first_env + self.num_envs)[self._first_env :]
+        self._generators = [np.random.default_rng(s) for s in sequences]
         self._pools = [self._make_pool(task, rows) for task, rows in zip(self.tasks, self._rows, strict=True)]
         self.instruction_id = np.zeros(self.num_envs, np.int64)
         self.episode_step = np.zeros(self.num_envs, np.int64)
@@ -364,11 +371,33 @@ class MetaworldArrayEnv(ArrayVecEnv):
 def make_metaworld(tasks: Sequence[str], num_envs: int, **settings: Any) -> "SB3VecEnv":
     """Meta-World tasks as a stable-baselines3 vector environment with same-step autoreset.
 
-    Takes the arguments of `MetaworldArrayEnv`, which is its attribute `array_lane`.
+    Takes the arguments of `make_metaworld_array`, whose environment is its attribute `array_lane`.
     """
     from lago_fast.envs.sb3_adapter import SB3VecEnv
 
-    return SB3VecEnv(MetaworldArrayEnv(tasks, num_envs, **settings))
+    return SB3VecEnv(make_metaworld_array(tasks, num_envs, **settings))
+
+
+def make_metaworld_array(tasks: Sequence[str], num_envs: int, *, groups: int = 1, **settings: Any) -> ArrayVecEnv:
+    """Meta-World tasks on the array lane.
+
+    Args:
+        tasks, num_envs, settings: as of `MetaworldArrayEnv`.
+        groups: with 2 or more, the environments step in so many groups, and FastKLPPO acts for one while the others
+            step (double buffering); each holds an equal share of every task. Rows are the same, group by group.
+
+    Raises:
+        UnsupportedArgument: groups that do not divide the environments; and as `MetaworldArrayEnv`.
+    """
+    if groups == 1:
+        return MetaworldArrayEnv(tasks, num_envs, **settings)
+    if groups < 1 or num_envs % groups:
+        raise UnsupportedArgument(f"groups={groups}: give 1 or more that divide num_envs={num_envs}")
+    scaled, gamma = settings.pop("normalize_reward", False), settings.get("gamma", 0.99)
+    size = num_envs // groups
+    members = [MetaworldArrayEnv(tasks, size, first_env=g * size, **settings) for g in range(groups)]
+    task_id = np.concatenate([member.task_id for member in members])
+    return GroupedArrayEnv(members, ReturnNormalizer(num_envs, gamma, group=task_id) if scaled else None)
 
 
 def _check_settings(

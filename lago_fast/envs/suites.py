@@ -14,7 +14,7 @@ import numpy as np
 
 from lago_fast.envs import clevr_goals, clevr_language
 from lago_fast.envs.experts import Episode, make_expert, play_expert
-from lago_fast.envs.metaworld import ACTION_DIM, STATE_DIM, MetaworldArrayEnv, check_tasks, task_phrasings
+from lago_fast.envs.metaworld import ACTION_DIM, STATE_DIM, check_tasks, make_metaworld_array, task_phrasings
 from lago_fast.envs.vec_env import ArrayVecEnv
 from lago_fast.errors import UnsupportedArgument
 
@@ -31,6 +31,7 @@ class Suite(ABC):
     action_dim: int  # D of a Box, A of a Discrete space
     discrete: bool
     simulator: str
+    steps_in_groups = False  # `make` takes `groups`: some envs step while a policy answers for the others
     has_python_version = False  # the official package's, one env per process (`lago_fast.envs.official`)
     expert_name: str  # whom demonstrations are by
     expert_description: str
@@ -102,7 +103,7 @@ class MetaworldSuite(Suite):
 
     name, title = "metaworld", "Meta-World"
     state_dim, action_dim, discrete = STATE_DIM, ACTION_DIM, False
-    simulator, has_python_version = "envpool", True
+    simulator, has_python_version, steps_in_groups = "envpool", True, True
     expert_name = "metaworld.policies (scripted experts)"
     expert_description = "Scripted experts of Meta-World v3, goals visible, simulated by EnvPool."
 
@@ -116,7 +117,7 @@ class MetaworldSuite(Suite):
         return [task_phrasings()[task]]
 
     def make(self, tasks: Sequence[str], num_envs: int, **settings: Any) -> ArrayVecEnv:
-        return MetaworldArrayEnv(tasks, num_envs, **settings)
+        return make_metaworld_array(tasks, num_envs, **settings)
 
     def scripts(self, tasks: Sequence[str]) -> dict[str, Script]:
         experts = [make_expert(task) for task in tasks]

@@ -1,0 +1,57 @@
+"""The speed table's arithmetic and its arms, on a tiny env."""
+
+import numpy as np
+import pytest
+
+from lago_fast import cli, runs, throughput
+from lago_fast.envs.metaworld import task_phrasings
+from lago_fast.presets import EnvSettings, Experiment, TrainSettings
+from lago_fast.training import groups_of
+
+TINY = ("--num-envs", "2", "--n-steps", "8", "--batch-size", "8", "--n-epochs", "1", "--rounds", "2")
+
+
+def test_the_median_is_over_the_windows_of_one_arm():
+    rates = throughput.Rates({"raw": [1.0, 9.0, 4.0], "ppo": [2.0]}, {})
+    assert rates.median("raw") == 4.0
+
+
+def test_the_plainest_wording_of_a_task_is_the_first_of_its_rows():
+    counts = [len(task_phrasings()[task]) for task in ("push", "reach")]
+    table = np.arange(sum(counts), dtype=np.float32)[:, None]
+    rows = throughput.plainest_rows(("push", "reach"), table)
+    assert {task: float(row[0]) for task, row in rows.items()} == {"push": 0.0, "reach": float(counts[0])}
+    assert throughput.plainest_rows(("push",), None) is None
+
+
+def test_every_arm_takes_its_turn_and_only_ours_have_stages():
+    experiment = Experiment(
+        env=EnvSettings(("reach",), num_envs=2, max_episode_steps=5),
+        train=TrainSettings(n_steps=8, batch_size=8, n_epochs=1),
+    )
+    rates = throughput.interleaved(experiment, None, {"ppo": None}, rounds=2)
+    assert {name: len(windows) for name, windows in rates.windows.items()} == {"raw": 2, "ppo": 2, "sb3_envpool": 2}
+    assert all(rate > 0 for windows in rates.windows.values() for rate in windows)
+    assert set(rates.stages) == {"ppo"}
+    assert sum(stage["share"] for stage in rates.stages["ppo"].values()) == pytest.approx(1)
+
+
+def test_lago_bench_prints_rates_and_stages_and_writes_them(tmp_path, capsys):
+    out = tmp_path / "new" / "bench.json"
+    assert cli.main(["bench", *TINY, "--tasks", "reach", "--json", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "of raw" in told
+    assert "where the time of ppo went" in told
+    written = runs.read_json(out)
+    assert set(written["windows"]) == {"raw", "ppo", "sb3_envpool"}
+    assert written["settings"]["env"]["num_envs"] == 2
+    assert cli.main(["bench", *TINY, "--json", str(out)]) == 2
+    assert "RunExists: json" in capsys.readouterr().err
+    assert cli.main(["bench", "--rounds", "0"]) == 2
+
+
+def test_simulators_are_grouped_where_that_was_faster():
+    assert groups_of(EnvSettings(("push", "reach"), num_envs=32)) == 2
+    assert groups_of(EnvSettings(("push", "reach"), num_envs=34)) == 1  # 17 of each
+    assert groups_of(EnvSettings(("push",), num_envs=8)) == 1
+    assert groups_of(EnvSettings(("push",), num_envs=64, groups=1)) == 1
