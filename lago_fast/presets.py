@@ -128,7 +128,14 @@ CLEVR = Experiment(
         student_epochs=20,
     ),
     train=TrainSettings(
-        steps_per_task=1_500_000, n_steps=32, batch_size=512, n_epochs=4, learning_rate=1e-3, net_arch=(256, 256)
+        steps_per_task=1_500_000,
+        n_steps=32,
+        batch_size=512,
+        n_epochs=4,
+        learning_rate=1e-3,
+        ent_coef=0.01,
+        net_arch=(256, 256),
+        kl_coef_end=0.1,
     ),
     measure_baselines=False,
 )
