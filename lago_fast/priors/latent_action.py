@@ -79,7 +79,7 @@ class LatentActionPrior(nn.Module):
         super().__init__()
         if len(set(instructions)) != len(instructions):
             raise PriorMismatch("instructions: a text occurs twice; give each text one id")
-        if not isinstance(query_batch_size, int) or query_batch_size < 1:
+        if type(query_batch_size) is not int or query_batch_size < 1:
             raise UnsupportedArgument(f"query_batch_size: {query_batch_size!r}; give a number of rows, at least 1")
         self.config, self.reference = config, backbone.reference()
         self.kind, self.state_dim, self.action_dim = config.kind, config.state_dim, config.action_dim
