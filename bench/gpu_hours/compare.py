@@ -1,0 +1,155 @@
+"""The GPU-hour comparison: a ladder from a first user's program to this package's, the same work on every rung.
+
+    python -m bench.gpu_hours.compare OUT.json [--rounds 5] [--rungs 1 2 ...] [--peers] [--sbx-python PYTHON]
+    python -m bench.gpu_hours.report OUT.json
+
+protocol.md says what is fixed, what is inside the clock and how each trap is handled. Every arm is opened before the
+clock starts and warmed up by one slice, whose time is kept apart; then the arms take turns, round by round.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.gpu_hours import accounting
+from bench.gpu_hours.rungs import Arm, Measured, ladder, peers
+from bench.gpu_hours.work import Stage, Work, fitted, plain, shaped
+from lago_fast import runs
+from lago_fast.priors.quantize import weights_bytes
+
+FASTER_ROUNDS = 5  # of asking the prior of rungs 3 and 4, before the later rungs take the faster one
+
+
+def as_json(one: Measured) -> dict[str, Any]:
+    """Return a measured iteration as JSON holds it."""
+    parts = [{"name": part.name, "times": part.times, **asdict(part.cost)} for part in one.parts]
+    return {"parts": parts, "env_steps": one.env_steps, **asdict(one.cost)}
+
+
+def faster(stage: Stage, work: Work) -> str:
+    """Return which of rungs 3 and 4 answers sooner: "shared" or "quantized"."""
+    states = torch.randn(work.slice_rows, stage.shared.prior.state_dim, device=work.device)
+    ids = torch.zeros(work.slice_rows, dtype=torch.int64, device=work.device)
+    best = {"shared": float("inf"), "quantized": float("inf")}
+    for _ in range(FASTER_ROUNDS + 1):
+        for name in best:
+            started = time.perf_counter()
+            getattr(stage, name).prior.query(states, ids)
+            if work.device != "cpu":
+                torch.cuda.synchronize()
+            best[name] = min(best[name], time.perf_counter() - started)
+    return min(best, key=lambda name: best[name])
+
+
+def agree(stage: Stage, work: Work) -> float:
+    """Return the largest difference between the first user's prior and ours, of a mean; refuse to time two priors."""
+    from bench.gpu_hours.first_user import AutoModelPrior
+
+    states = torch.randn(16, stage.prompt.prior.state_dim, device=work.device)
+    ids = torch.zeros(16, dtype=torch.int64, device=work.device)
+    mean, std = AutoModelPrior(stage.prompt.prior)(states, ids)
+    ours = stage.prompt.prior.query(states, ids)
+    torch.testing.assert_close(mean, ours.mean, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(std, ours.log_std.exp(), atol=1e-3, rtol=1e-3)
+    return float((mean - ours.mean).abs().max())
+
+
+def measure(arms: list[Arm], rounds: int, seconds: float) -> dict[str, Any]:
+    """Open and warm up every arm, then let them take turns; stop after a round when `seconds` are over."""
+    results: dict[str, Any] = {}
+    with ExitStack() as opened:
+        slices = {}
+        for arm in arms:
+            before, started = accounting.peak_memory_bytes(), time.perf_counter()
+            slices[arm.name] = opened.enter_context(arm.open())
+            warm = as_json(slices[arm.name]())
+            results[arm.name] = {
+                "adds": arm.adds,
+                "tag": arm.tag,
+                "facts": arm.facts,
+                "warm_up": warm,
+                "opening_and_warm_up_s": time.perf_counter() - started,
+                "peak_memory_grew_bytes": accounting.peak_memory_bytes() - before,
+                "rounds": [],
+            }
+            print(f"ready: {arm.name}", file=sys.stderr, flush=True)
+        started = time.perf_counter()
+        for k in range(rounds):
+            for name, slice_ in slices.items():
+                results[name]["rounds"].append(as_json(slice_()))
+            print(f"round {k + 1} of {rounds}", file=sys.stderr, flush=True)
+            if time.perf_counter() - started > seconds:
+                break
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3600, help="no further round after so many")
+    parser.add_argument("--rungs", type=int, nargs="*", default=list(range(1, 9)))
+    parser.add_argument("--stage", type=Path, default=Path("runs/gpu_hours"), help="where stage 1 is, or is to be kept")
+    parser.add_argument("--prepare", action="store_true", help="run stage 1 and measure nothing")
+    parser.add_argument("--peers", action="store_true", help="plain PPO, by us and others, besides")
+    parser.add_argument("--sbx-python", help="an interpreter with sbx-rl and this package")
+    parser.add_argument("--quantization", default="bf16", choices=["bf16", "int8", "nf4", "fp8"])
+    parser.add_argument("--backbone-shape", type=Path, help="a folder with config.json: random weights of that shape")
+    for field in fields(Work):
+        if field.type in ("int", "float", "str", int, float, str):
+            kind = type(field.default)
+            parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    options = parser.parse_args()
+    work = replace(Work(), **{f.name: getattr(options, f.name) for f in fields(Work) if hasattr(options, f.name)})
+    torch.set_num_threads(accounting.cores())
+    python_envs = find_spec("metaworld") is not None
+    arms: list[Arm] = []
+    record: dict[str, Any] = {"skipped": [] if python_envs else ["Python Meta-World is not installed"]}
+    if options.rungs:
+        if options.backbone_shape is None:
+            options.stage.mkdir(parents=True, exist_ok=True)
+            stage = fitted(work, options.quantization, options.stage)
+            if options.prepare:
+                return
+        else:
+            stage = shaped(work, options.backbone_shape, options.quantization)
+        carried = faster(stage, work)
+        every = ladder(work, stage, carried, python_envs=python_envs)
+        arms += [arm for arm in every if int(arm.name.split()[0]) in options.rungs]
+        record |= {
+            "backbone": stage.backbone,
+            "weights": stage.weights,
+            "weights_bytes": weights_bytes(stage.prompt.prior.transformer),
+            "carried": carried,
+            "first_users_prior_differs_by": agree(stage, work),
+        }
+    if options.peers:
+        if options.sbx_python is None:
+            record["skipped"].append("sbx: no --sbx-python was given")
+        arms += peers(work, options.sbx_python, python_envs=python_envs)
+    results = measure(arms, options.rounds, options.seconds)
+    record |= {
+        "work": plain(work),
+        "torch_threads": torch.get_num_threads(),
+        "cores": accounting.cores(),
+        "devices": torch.cuda.device_count() if work.device != "cpu" else 0,
+        "load_average": os.getloadavg(),
+        "peak_memory_bytes": accounting.peak_memory_bytes(),
+        "arms": results,
+        **runs.provenance(),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

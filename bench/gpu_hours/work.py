@@ -1,0 +1,202 @@
+"""The fixed work of the comparison, and its stage 1: what protocol.md names, as data.
+
+Test: pytest tests/bench/test_gpu_hours.py
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from lago_fast.demos import Demonstrations, load_demos, record_demos
+from lago_fast.envs.metaworld import ACTION_DIM, STATE_DIM, task_phrasings
+from lago_fast.evaluate import View, evaluate
+from lago_fast.presets import EnvSettings
+from lago_fast.priors.amortised import AmortisedPrior
+from lago_fast.priors.backbone import DEFAULT_BACKBONE, find_backbone
+from lago_fast.priors.config import PriorConfig
+from lago_fast.priors.finetune import fit_prior
+from lago_fast.priors.latent_action import LatentActionPrior
+from lago_fast.priors.quantize import quantize_prior
+from lago_fast.priors.student import StudentConfig
+from lago_fast.training import prior_actor
+
+DEMO_SEED, EVAL_SEED = 1000, 10_000  # apart from the seeds of training
+
+
+@dataclass(frozen=True)
+class Work:
+    """One rollout and its update, the same for every rung and peer."""
+
+    task: str = "push"
+    max_episode_steps: int = 200
+    num_envs: int = 64
+    n_steps: int = 128
+    batch_size: int = 2048
+    n_epochs: int = 10
+    net_arch: tuple[int, ...] = (64, 64)
+    learning_rate: float = 6e-4
+    gamma: float = 0.99
+    log_std_init: float = -0.5
+    kl_coef: float = 0.1
+    seed: int = 0
+    device: str = "cpu"
+    slice_steps: int = 8  # of a rollout, in the slice of an arm that is too slow for a whole one
+    slice_rows: int = 512  # of a minibatch or a rollout about which the language model is asked in such a slice
+    demo_episodes: int = 5
+    prompt_epochs: int = 10  # passes over the demonstrations when the full prompt is fitted
+    pooled_epochs: int = 40
+    student_hidden: int = 384
+    eval_episodes: int = 64
+
+    @property
+    def env_steps(self) -> int:
+        """Return the env steps of one iteration."""
+        return self.num_envs * self.n_steps
+
+    def ppo(self) -> dict[str, Any]:
+        """Return the keywords of Stable-Baselines3's PPO."""
+        return {
+            "n_steps": self.n_steps,
+            "batch_size": self.batch_size,
+            "n_epochs": self.n_epochs,
+            "learning_rate": self.learning_rate,
+            "gamma": self.gamma,
+            "device": self.device,
+            "seed": self.seed,
+            "policy_kwargs": {"net_arch": list(self.net_arch), "log_std_init": self.log_std_init},
+        }
+
+
+class Form(NamedTuple):
+    """A form of the prior, and what is known of it."""
+
+    prior: Any
+    facts: dict[str, Any]  # one_off_s, and success or KL
+
+
+class Stage(NamedTuple):
+    """The forms of the prior that the rungs ask."""
+
+    prompt: Form  # the full prompt for every state
+    shared: Form  # prefix KV of a decoder (exact), the pooled instruction of an encoder (refit)
+    quantized: Form
+    student: Form
+    backbone: str
+    shared_is: str  # "exact" or "refit"
+    weights: str  # "pretrained" or "random"
+
+
+def fitted(work: Work, quantization: str, folder: Path) -> Stage:
+    """Return every form on MiniLM, fitted to demonstrations of the task and evaluated; kept in `folder` once made."""
+    text, made = task_phrasings()[work.task][0], folder / "facts.json"
+    if not made.exists():
+        path = folder / "demos"
+        record_demos([work.task], work.demo_episodes, path, seed=DEMO_SEED, max_episode_steps=work.max_episode_steps)
+    demos = load_demos(folder / "demos")
+    states = torch.from_numpy(demos.states)
+    if not made.exists():
+        prompt, shared = (_fit(work, demos, text, form) for form in ("prompt", "pooled"))
+        student = _student(shared.prior, work, states, demos)
+        forms = {"prompt": prompt, "shared": shared, "student": student}
+        for name, form in forms.items():
+            form.prior.save(folder / name, overwrite=True)
+        made.write_text(json.dumps({name: form.facts for name, form in forms.items()}) + "\n", encoding="utf-8")
+    facts = json.loads(made.read_text(encoding="utf-8"))
+    prompt, shared = (
+        Form(LatentActionPrior.load(folder / name, work.device), facts[name]) for name in ("prompt", "shared")
+    )
+    student = Form(AmortisedPrior.load(folder / "student", work.device), facts["student"])
+    quantized = _quantized(shared.prior, quantization, states.to(work.device))
+    return Stage(prompt, shared, quantized, student, DEFAULT_BACKBONE, "refit", "pretrained")
+
+
+def _fit(work: Work, demos: Demonstrations, text: str, form: str) -> Form:
+    started, epochs = time.perf_counter(), work.prompt_epochs if form == "prompt" else work.pooled_epochs
+    prior = fit_prior(
+        demos.states,
+        demos.actions,
+        torch.zeros(len(demos.states), dtype=torch.int64),
+        demos.episode_id,
+        [text],
+        form=form,  # type: ignore[arg-type]
+        loss="mse",
+        std="fixed",
+        std_init=0.2,
+        epochs=epochs,
+        batch_size=64,
+        patience=epochs,
+        device=work.device,
+    )
+    return Form(prior, {"one_off_s": time.perf_counter() - started, **_success(prior, work)})
+
+
+def shaped(work: Work, backbone_folder: Path, quantization: str) -> Stage:
+    """Return forms on a backbone of random weights: their speed is that of its shape, and nobody learns from them."""
+    backbone = find_backbone(str(backbone_folder), random_init=True)
+    box = ((-1.0,) * ACTION_DIM, (1.0,) * ACTION_DIM)
+    text, decoder = task_phrasings()[work.task][0], backbone.kind == "decoder"
+
+    def build(form: str, prefix_kv: bool) -> Any:
+        torch.manual_seed(work.seed)
+        config = PriorConfig("gaussian", STATE_DIM, ACTION_DIM, *box, form=form)  # type: ignore[arg-type]
+        prior = LatentActionPrior(config, backbone, [text], prefix_kv=prefix_kv)
+        return prior.freeze().to(work.device)
+
+    generator = torch.Generator().manual_seed(work.seed)
+    states = torch.randn(work.slice_rows, STATE_DIM, generator=generator).to(work.device)
+    prompt = build("prompt", False)
+    # one transformer serves both: a copy of seven billion weights would fill the device
+    shared = build("prompt", True) if decoder else build("pooled", False)
+    quantized = _quantized(shared, quantization, states)
+    student = _student(shared, work, states, None)
+    facts = {"one_off_s": 0.0, "success": None}
+    return Stage(
+        Form(prompt, facts),
+        Form(shared, facts),
+        quantized,
+        student,
+        backbone_folder.name,
+        "exact" if decoder else "refit",
+        "random",
+    )
+
+
+def _quantized(exact: Any, quantization: str, states: torch.Tensor) -> Form:
+    started, ids = time.perf_counter(), torch.zeros(len(states), dtype=torch.int64)
+    prior = quantize_prior(exact, quantization, states, ids, max_quantization_kl=float("inf"))  # type: ignore[arg-type]
+    return Form(
+        prior,
+        {
+            "one_off_s": time.perf_counter() - started,
+            "quantization": quantization,
+            "kl_nats": prior.metrics["quantization"]["kl_nats"],
+        },
+    )
+
+
+def _student(exact: Any, work: Work, states: torch.Tensor, demos: Demonstrations | None) -> Form:
+    started, ids = time.perf_counter(), torch.zeros(len(states), dtype=torch.int64)
+    student = AmortisedPrior(exact, StudentConfig(hidden=work.student_hidden, fallback_kl=None))
+    episodes = None if demos is None else torch.from_numpy(demos.episode_id)
+    student.fit(states, ids, episode_id=episodes, noisy_copies=3)
+    about = {"one_off_s": time.perf_counter() - started, "kl_nats": student.heldout_kl_nats}
+    return Form(student, about)
+
+
+def _success(prior: Any, work: Work) -> dict[str, Any]:
+    def act(view: View) -> np.ndarray:
+        # it was fitted to one wording, and is asked with it
+        return actor(view._replace(instruction_id=np.zeros_like(view.instruction_id)))
+
+    actor, env = prior_actor(prior), EnvSettings((work.task,), work.num_envs, work.max_episode_steps)
+    return evaluate(act, env, episodes_per_task=work.eval_episodes, seed=EVAL_SEED)[work.task].summary()
+
+
+def plain(work: Work) -> dict[str, Any]:
+    """Return the work as JSON holds it."""
+    return {**asdict(work), "env_steps": work.env_steps}
