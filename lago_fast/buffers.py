@@ -23,10 +23,6 @@ def map_observations(function: Callable[[Any], Tensor], observations: Any) -> Ob
     return function(observations)
 
 
-def _rows(observations: Observations, picked: Tensor) -> Observations:
-    return map_observations(lambda column: column.index_select(0, picked), observations)
-
-
 class RolloutBatch(NamedTuple):
     observations: Observations  # [B, ...]
     actions: Tensor  # [B, D] or [B] int64
@@ -128,32 +124,37 @@ class RolloutBuffer:
             impl=impl,
         )
 
-    def get(self, batch_size: int) -> Iterator[RolloutBatch]:
+    def get(self, batch_size: int, *, reuse: bool = False, impl: str = "auto") -> Iterator[RolloutBatch]:
         """Yield every row once, in minibatches of a fresh permutation.
 
         Rows are numbered environment by environment and permuted by numpy's global generator, as in
         Stable-Baselines3, so that the same seed gives the same minibatches there and here.
+
+        Args:
+            batch_size: rows of a minibatch; the last may have fewer.
+            reuse: let each minibatch overwrite the one before it.
+            impl: implementation of the op `take_rows`.
         """
         order = np.random.permutation(self.n_steps * self.n_envs)
         rows = torch.as_tensor((order % self.n_steps) * self.n_envs + order // self.n_steps, device=self.device)
-        weight = self.valid.to(torch.float32)
-        observations = map_observations(lambda column: column.flatten(0, 1), self.observations)
-        columns = [
+        seen = self.observations
+        keys = list(seen) if isinstance(seen, dict) else []
+        flat = [
             t.flatten(0, 1)
             for t in (
+                *(seen.values() if isinstance(seen, dict) else (seen,)),
                 self.actions,
                 self.values,
                 self.log_probs,
                 self.advantages,
                 self.returns,
-                weight,
+                self.valid.to(torch.float32),
                 *self.prior_outputs,
             )
         ]
+        columns = ops.columns(flat, reuse=reuse, impl=impl)
         for start in range(0, len(order), batch_size):
-            picked = rows[start : start + batch_size]
-            obs = _rows(observations, picked)
-            actions, values, log_prob, advantages, returns, rows_weight, *prior = (
-                column.index_select(0, picked) for column in columns
-            )
-            yield RolloutBatch(obs, actions, values, log_prob, advantages, returns, rows_weight, tuple(prior))
+            taken = columns.take(rows[start : start + batch_size])
+            observations = dict(zip(keys, taken, strict=False)) if keys else taken[0]
+            actions, values, log_prob, advantages, returns, weight, *prior = taken[max(1, len(keys)) :]
+            yield RolloutBatch(observations, actions, values, log_prob, advantages, returns, weight, tuple(prior))

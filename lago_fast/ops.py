@@ -14,6 +14,7 @@ Test: pytest tests/test_ops.py tests/kernels
 
 import importlib
 import logging
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -22,7 +23,12 @@ import torch
 from torch import Tensor
 
 from lago_fast.errors import ImplUnavailable
+from lago_fast.kernels.adam.reference import Block as AdamBlock
+from lago_fast.kernels.adam.reference import Settings as AdamSettings
 from lago_fast.kernels.gae.reference import Outputs as GaeOutputs
+from lago_fast.kernels.mlp.reference import Activation
+from lago_fast.kernels.mlp.reference import Layer as MLPLayer
+from lago_fast.kernels.mlp.reference import Networks as MLPNetworks
 from lago_fast.kernels.ppo.reference import Coefficients as PPOCoefficients
 from lago_fast.kernels.ppo.reference import Grads as PPOGrads
 from lago_fast.kernels.ppo.reference import Inputs as PPOInputs
@@ -44,6 +50,7 @@ from lago_fast.kernels.prior_kl.reference import GaussianInputs as GaussianKLInp
 from lago_fast.kernels.sample.reference import CategoricalInputs as CategoricalSampleInputs
 from lago_fast.kernels.sample.reference import GaussianInputs as GaussianSampleInputs
 from lago_fast.kernels.sample.reference import Outputs as SampleOutputs
+from lago_fast.kernels.take_rows.reference import Columns
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +65,14 @@ DEVICES = {
 IMPL_NAMES = ("auto", *DEVICES)
 # op -> impl -> module below lago_fast.kernels
 IMPLEMENTATIONS = {
+    "adam": {"cpp": "adam.cpp_fused", "reference": "adam.reference"},
     "gae": {
         "cuda": "gae.cuda_fused",
         "triton": "gae.triton_fused",
         "cpp": "gae.cpp_fused",
         "reference": "gae.reference",
     },
+    "mlp": {"cpp": "mlp.cpp_fused", "reference": "mlp.reference"},
     "ppo": {"reference": "ppo.reference"},
     "ppo_kl_categorical": {
         "cuda": "ppo_kl_categorical.cuda_fused",
@@ -92,6 +101,7 @@ IMPLEMENTATIONS = {
         "cpp": "sample.cpp_fused",
         "reference": "sample.reference",
     },
+    "take_rows": {"cpp": "take_rows.cpp_fused", "reference": "take_rows.reference"},
 }
 # what an implementation needs beside torch -> how to get it
 NEEDS = {
@@ -430,6 +440,51 @@ def sample_categorical(
     module = resolve("sample", logits.device.type, impl)[1]
     inputs = CategoricalSampleInputs(logits, prior_log_probs, action_mask)
     return module.categorical(inputs, _as_scalar(prior_temperature, logits.device), state, kl_direction)
+
+
+def networks(networks: Sequence[Sequence[MLPLayer]], activation: Activation, *, impl: str = "auto") -> MLPNetworks:
+    """Return multilayer perceptrons on the same rows, as one object with `forward` and `backward`.
+
+    Args:
+        networks: of each its layers; an activation stands between two layers, and none after the last.
+        activation: "tanh" or "relu".
+        impl: see the module's docstring.
+
+    Raises:
+        ImplUnavailable: `impl` cannot run here.
+    """
+    return resolve("mlp", networks[0][0].weight.device.type, impl)[1].Networks(networks, activation)
+
+
+def clipped_adam(block: AdamBlock, settings: AdamSettings, max_norm: float, *, impl: str = "auto") -> None:
+    """Scale the gradient of one block of parameters to a norm of at most `max_norm` and take a step of Adam, in place.
+
+    Args:
+        block: shapes stand at the fields of `AdamBlock`; float32.
+        settings: learning rate, both decays, and what is added to the root of the second moment.
+        max_norm: of the gradient.
+        impl: see the module's docstring.
+
+    Raises:
+        ImplUnavailable: `impl` cannot run here.
+
+    Source: arXiv 1412.6980.
+    """
+    resolve("adam", block.parameter.device.type, impl)[1].clipped_step(block, settings, max_norm)
+
+
+def columns(columns: Sequence[Tensor], *, reuse: bool = False, impl: str = "auto") -> Columns:
+    """Return columns [n, ...] of one length as an object whose `take(picked)` returns rows [B] int64 of each.
+
+    Args:
+        columns: what a minibatch is taken from.
+        reuse: let a call overwrite what the one before it returned.
+        impl: see the module's docstring.
+
+    Raises:
+        ImplUnavailable: `impl` cannot run here.
+    """
+    return resolve("take_rows", columns[0].device.type, impl)[1].Columns(columns, reuse=reuse)
 
 
 def _as_scalar(value: float | Tensor, device: torch.device) -> Tensor:

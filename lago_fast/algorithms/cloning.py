@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from lago_fast.algorithms.heads import latents
+from lago_fast.algorithms.networks import latents
 from lago_fast.errors import DemonstrationError
 
 

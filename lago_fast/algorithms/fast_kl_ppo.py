@@ -64,8 +64,8 @@ class FastKLPPO(PPO):
         kl_placement: "loss" adds the KL to the loss; "reward" subtracts it from each step's reward.
         prior_temperature: the prior is raised to 1 / temperature and renormalised.
         warm_start: spend the first rollout on fitting the policy to the prior, with no PPO update.
-        impl: implementation of the loss op (`lago_fast.ops`); gae takes the same name where it is
-            written for gae, else "auto".
+        impl: implementation of the loss op (`lago_fast.ops`); the other ops take the same name where it is
+            written for them, else "auto". `impls` says what came of it.
 
     Raises:
         UnsupportedArgument: a value that cannot be honoured.
@@ -171,18 +171,19 @@ class FastKLPPO(PPO):
         own: dict[str, Any] = {}
         if "optimizer_class" not in self.policy_kwargs and "optimizer_kwargs" not in self.policy_kwargs:
             # Stable-Baselines3's Adam, in one call per step
-            own = {"optimizer_class": FlatAdam, "optimizer_kwargs": {"eps": 1e-5}}
+            own = {
+                "optimizer_class": FlatAdam,
+                "optimizer_kwargs": {"eps": 1e-5, "impl": self._impl_of("adam")},
+            }
         # `policy_kwargs` stay the user's: a saved model names nothing that Stable-Baselines3 does not know
         users, self.policy_kwargs = self.policy_kwargs, {**self.policy_kwargs, **own}
         super()._setup_model()
         self.policy_kwargs = users
         self._kl_coefficient = KLCoefficient(self.kl_coef, self.target_prior_kl, self.auto_kl_coef)
-        self._head = make_head(self.policy)
-        gae_impl = self.impl if self.impl in ops.IMPLEMENTATIONS["gae"] else "auto"
-        self.impls = {
-            op: ops.resolve(op, self.device.type, impl)[0]
-            for op, impl in ((self._head.op, self.impl), ("gae", gae_impl))
-        }
+        self._head = make_head(self.policy, self._impl_of("mlp"))
+        self.impls = {self._head.op: ops.resolve(self._head.op, self.device.type, self.impl)[0]}
+        for op in ("adam", "gae", "mlp", "take_rows"):
+            self.impls[op] = ops.resolve(op, self.device.type, self._impl_of(op))[0]
         self._buffer = RolloutBuffer(
             self.n_steps,
             self.n_envs,
@@ -196,6 +197,16 @@ class FastKLPPO(PPO):
         self.stage_clock = StageClock(self.device)
         if self.prior is not None:
             self.set_prior(self.prior)
+
+    def _impl_of(self, op: str) -> str:
+        """Return the implementation wanted of an op beside the loss: the same where it is written for that op."""
+        return self.impl if self.impl in ops.IMPLEMENTATIONS[op] else "auto"
+
+    def _look_at_policy(self) -> None:
+        """Find the policy's networks where they are now: whoever holds the model may have changed them."""
+        if self._head.networks is not None:
+            self._head.networks.refresh()
+            self.impls["mlp"] = "cpp" if self._head.networks.native else "reference"
 
     def set_prior(self, prior: ActionPrior) -> None:
         """Take `prior` as this model's prior, after checking that it fits.
@@ -245,6 +256,7 @@ class FastKLPPO(PPO):
         if rollout_buffer is not self.rollout_buffer or n_rollout_steps != self.n_steps or env is not self.env:
             raise UnsupportedArgument("env, rollout_buffer, n_rollout_steps: only the model's own can be collected")
         self.policy.set_training_mode(False)
+        self._look_at_policy()
         if self.use_sde:
             self.policy.reset_noise(self.n_envs)
         callback.on_rollout_start()
@@ -307,7 +319,7 @@ class FastKLPPO(PPO):
         buffer.instruction_id[t, rows] = torch.from_numpy(instruction_id)
         observations = buffer.store_observation(t, observation, rows)
         self.stage_clock.lap("transfer")
-        acted = self._head.act(self.policy, observations)
+        acted = self._head.act(observations)
         self.stage_clock.lap("policy")
         for column, output in zip(
             (buffer.actions, buffer.values, buffer.log_probs, *buffer.policy_outputs),
@@ -378,6 +390,7 @@ class FastKLPPO(PPO):
         """
         buffer = self._buffer
         self.policy.set_training_mode(True)
+        self._look_at_policy()
         self._update_learning_rate(self.policy.optimizer)
         parameters = list(self.policy.parameters())  # walking the modules costs as much as a backward pass
         if self.warm_start and self._n_updates == 0:
@@ -399,9 +412,9 @@ class FastKLPPO(PPO):
         clock.lap("logging")
         for epoch in range(self.n_epochs):
             epoch_start = len(statistics)
-            for batch in buffer.get(self.batch_size):
+            for batch in buffer.get(self.batch_size, reuse=True, impl=self.impls["take_rows"]):
                 clock.lap("transfer")
-                outputs, values = self._head.evaluate(self.policy, batch)
+                outputs, values = self._head.evaluate(batch)
                 clock.lap("policy")
                 row, grads = self._head.loss_and_grads(outputs, values, batch, device_coefficients, **options)
                 statistics.append(torch.stack(row))
@@ -412,7 +425,7 @@ class FastKLPPO(PPO):
                         print(f"Early stopping at step {epoch} due to reaching max kl: {row.approx_kl:.2f}")
                     break
                 self.policy.optimizer.zero_grad()
-                torch.autograd.backward([*outputs, values], list(grads))
+                self._head.backward(outputs, values, grads)
                 clock.lap("backward")
                 self._optimize(parameters)
                 clock.lap("optimiser")
@@ -441,10 +454,10 @@ class FastKLPPO(PPO):
         """Clip the gradients and take a step."""
         optimizer = self.policy.optimizer
         if isinstance(optimizer, FlatAdam):
-            optimizer.clip_grad_norm_(self.max_grad_norm)
+            optimizer.clipped_step(self.max_grad_norm)
         else:
             torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        optimizer.step()
+            optimizer.step()
 
     def _coefficients(self) -> dict[str, float | None]:
         progress = self._current_progress_remaining
@@ -461,11 +474,13 @@ class FastKLPPO(PPO):
     def _fit_to_prior(self, parameters: list[torch.nn.Parameter]) -> None:
         """Fit the policy to the prior on the first rollout's states; the stored ratios are stale after it."""
         for _ in range(self.n_epochs):
-            for batch in self._buffer.get(self.batch_size):
-                outputs, _ = self._head.evaluate(self.policy, batch)
-                kl = (self._prior_kl(outputs, batch.prior) * batch.weight).sum() / batch.weight.sum().clamp(min=1)
+            for batch in self._buffer.get(self.batch_size, reuse=True, impl=self.impls["take_rows"]):
+                outputs, values = self._head.evaluate(batch)
+                leaves = tuple(output.detach().requires_grad_() for output in outputs)
+                kl = (self._prior_kl(leaves, batch.prior) * batch.weight).sum() / batch.weight.sum().clamp(min=1)
+                grads = (*torch.autograd.grad(kl, leaves), torch.zeros_like(values))
                 self.policy.optimizer.zero_grad()
-                kl.backward()
+                self._head.backward(outputs, values, grads)
                 self._optimize(parameters)
             self._n_updates += 1
         self.logger.record("train/prior_kl", kl.item())

@@ -15,6 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from lago_fast import ops
+from lago_fast.algorithms.networks import PolicyNetworks
 from lago_fast.buffers import Observations, RolloutBatch
 from lago_fast.errors import PriorMismatch
 from lago_fast.priors.base import PriorOutput
@@ -30,40 +31,32 @@ class Acted(NamedTuple):
     outputs: tuple[Tensor, ...]  # what is stored for a KL as a reward
 
 
-def latents(policy: ActorCriticPolicy, observations: Observations) -> tuple[Tensor, Tensor]:
-    """Return the actor's and the critic's last hidden layers, [B, H] each."""
-    features: Any = policy.extract_features(observations)
-    if policy.share_features_extractor:
-        return policy.mlp_extractor(features)
-    return policy.mlp_extractor.forward_actor(features[0]), policy.mlp_extractor.forward_critic(features[1])
-
-
 class GaussianHead:
     """Diagonal Gaussian with a state-independent std, as Stable-Baselines3's `DiagGaussianDistribution`."""
 
     op = "ppo_kl_gaussian"
     kind = "gaussian"
 
-    def __init__(self, space: spaces.Box) -> None:
+    def __init__(self, policy: ActorCriticPolicy, space: spaces.Box, networks: PolicyNetworks) -> None:
+        self.policy, self.networks = policy, networks
         self.action_dim = math.prod(space.shape)
         self.action_shape: tuple[int, ...] = (self.action_dim,)
         self.widths = (self.action_dim, self.action_dim)
 
-    def forward(self, policy: ActorCriticPolicy, observations: Observations) -> tuple[tuple[Tensor, ...], Tensor]:
+    def forward(self, observations: Observations) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return (mean [B, D], log_std [D]) and values [B]."""
-        latent_pi, latent_vf = latents(policy, observations)
-        outputs = (policy.action_net(latent_pi), policy.log_std)
-        return outputs, policy.value_net(latent_vf).flatten()
+        mean, values = self.networks.forward(observations)
+        return (mean, self.policy.log_std), values
 
-    def act(self, policy: ActorCriticPolicy, observations: Observations) -> Acted:
+    def act(self, observations: Observations) -> Acted:
         """Sample actions."""
-        outputs, values = self.forward(policy, observations)
+        outputs, values = self.forward(observations)
         actions, log_prob = self.sample(outputs)
         return Acted(actions, values, log_prob, outputs)
 
-    def evaluate(self, policy: ActorCriticPolicy, batch: RolloutBatch) -> tuple[tuple[Tensor, ...], Tensor]:
+    def evaluate(self, batch: RolloutBatch) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return what the loss op differentiates by, and values [B]."""
-        return self.forward(policy, batch.observations)
+        return self.forward(batch.observations)
 
     def sample(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Return actions [B, D], not clipped, and their log-probabilities [B]."""
@@ -81,6 +74,16 @@ class GaussianHead:
     def prior_kl(self, outputs: tuple[Tensor, ...], prior: tuple[Tensor, ...], **options: Any) -> Tensor:
         """Return the exact KL [B] in nats."""
         return ops.prior_kl_gaussian(*outputs, *prior, **options)
+
+    def backward(self, outputs: tuple[Tensor, ...], values: Tensor, grads: tuple[Tensor, ...]) -> None:
+        """Write the gradients of all parameters, which are zero before, given the loss's for outputs and values."""
+        if not self.networks.native:
+            torch.autograd.backward([*outputs, values], list(grads))
+            return
+        mean_grad, log_std_grad, values_grad = grads
+        self.networks.backward(mean_grad, values_grad)
+        assert self.policy.log_std.grad is not None
+        self.policy.log_std.grad.copy_(log_std_grad)
 
     def loss_and_grads(
         self,
@@ -112,25 +115,26 @@ class CategoricalHead:
     op = "ppo_kl_categorical"
     kind = "categorical"
 
-    def __init__(self, space: spaces.Discrete) -> None:
+    def __init__(self, space: spaces.Discrete, networks: PolicyNetworks) -> None:
+        self.networks = networks
         self.action_dim = int(space.n)
         self.action_shape: tuple[int, ...] = ()
         self.widths = (self.action_dim,)
 
-    def forward(self, policy: ActorCriticPolicy, observations: Observations) -> tuple[tuple[Tensor, ...], Tensor]:
+    def forward(self, observations: Observations) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return (logits [B, A],) and values [B]."""
-        latent_pi, latent_vf = latents(policy, observations)
-        return (policy.action_net(latent_pi),), policy.value_net(latent_vf).flatten()
+        logits, values = self.networks.forward(observations)
+        return (logits,), values
 
-    def act(self, policy: ActorCriticPolicy, observations: Observations) -> Acted:
+    def act(self, observations: Observations) -> Acted:
         """Sample actions."""
-        outputs, values = self.forward(policy, observations)
+        outputs, values = self.forward(observations)
         actions, log_prob = self.sample(outputs)
         return Acted(actions, values, log_prob, outputs)
 
-    def evaluate(self, policy: ActorCriticPolicy, batch: RolloutBatch) -> tuple[tuple[Tensor, ...], Tensor]:
+    def evaluate(self, batch: RolloutBatch) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return what the loss op differentiates by, and values [B]."""
-        return self.forward(policy, batch.observations)
+        return self.forward(batch.observations)
 
     def sample(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Return actions [B] and their log-probabilities [B]."""
@@ -147,6 +151,13 @@ class CategoricalHead:
     def prior_kl(self, outputs: tuple[Tensor, ...], prior: tuple[Tensor, ...], **options: Any) -> Tensor:
         """Return the exact KL [B] in nats."""
         return ops.prior_kl_categorical(*outputs, *prior, **options)
+
+    def backward(self, outputs: tuple[Tensor, ...], values: Tensor, grads: tuple[Tensor, ...]) -> None:
+        """Write the gradients of all parameters, which are zero before, given the loss's for outputs and values."""
+        if self.networks.native:
+            self.networks.backward(*grads)
+        else:
+            torch.autograd.backward([*outputs, values], list(grads))
 
     def loss_and_grads(
         self,
@@ -176,22 +187,28 @@ class PolicysOwnHead:
 
     op = "ppo"
     kind = "other"
+    networks = None  # the policy's own methods are called
     widths: tuple[int, ...] = ()
 
-    def __init__(self, space: spaces.Space[Any]) -> None:
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        self.policy, space = policy, policy.action_space
         self.action_shape: tuple[int, ...] = space.shape or ()
         self.action_dim = math.prod(self.action_shape)
 
-    def act(self, policy: ActorCriticPolicy, observations: Observations) -> Acted:
+    def act(self, observations: Observations) -> Acted:
         """Sample actions."""
-        actions, values, log_prob = policy(observations)
+        actions, values, log_prob = self.policy(observations)
         return Acted(actions, values.flatten(), log_prob, ())
 
-    def evaluate(self, policy: ActorCriticPolicy, batch: RolloutBatch) -> tuple[tuple[Tensor, ...], Tensor]:
+    def evaluate(self, batch: RolloutBatch) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return (log-probabilities [B], entropy [B]) of the stored actions, and values [B]."""
-        values, log_prob, entropy = policy.evaluate_actions(batch.observations, batch.actions)
+        values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, batch.actions)
         # without a closed form the entropy is estimated from the actions taken, as in Stable-Baselines3
         return (log_prob, -log_prob if entropy is None else entropy), values.flatten()
+
+    def backward(self, outputs: tuple[Tensor, ...], values: Tensor, grads: tuple[Tensor, ...]) -> None:
+        """Write the gradients of all parameters, which are zero before, given the loss's for outputs and values."""
+        torch.autograd.backward([*outputs, values], list(grads))
 
     def loss_and_grads(
         self,
@@ -223,12 +240,13 @@ class PolicysOwnHead:
 Head = GaussianHead | CategoricalHead | PolicysOwnHead
 
 
-def make_head(policy: ActorCriticPolicy) -> Head:
-    """Return the head of a policy."""
+def make_head(policy: ActorCriticPolicy, mlp_impl: str = "auto") -> Head:
+    """Return the head of a policy, its networks computed by that implementation of the op `mlp`."""
     space, own = policy.action_space, type(policy)
+    networks = PolicyNetworks(policy, ops.resolve("mlp", policy.device.type, mlp_impl)[0])
     if all(getattr(own, name) is getattr(ActorCriticPolicy, name) for name in POLICY_METHODS):
         if isinstance(space, spaces.Box) and type(policy.action_dist) is DiagGaussianDistribution:
-            return GaussianHead(space)
+            return GaussianHead(policy, space, networks)
         if isinstance(space, spaces.Discrete) and type(policy.action_dist) is CategoricalDistribution:
-            return CategoricalHead(space)
-    return PolicysOwnHead(space)
+            return CategoricalHead(space, networks)
+    return PolicysOwnHead(policy)

@@ -182,7 +182,7 @@ def test_impl_is_refused_by_name_or_used():
     with pytest.raises(errors.ImplUnavailable, match="cuda"):
         FastKLPPO("MlpPolicy", point_env(), **SMALL, impl="cuda")
     model = FastKLPPO("MlpPolicy", point_env(), **SMALL, impl="reference")
-    assert model.impls == {"ppo_kl_gaussian": "reference", "gae": "reference"}
+    assert set(model.impls.values()) == {"reference"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the refusal needs a machine without CUDA")

@@ -25,7 +25,7 @@ def test_log_probs_and_values_are_those_of_the_policy(space, share):
     head = make_head(actor_critic)
     obs = torch.randn(64, 3)
     with torch.no_grad():
-        outputs, values = head.forward(actor_critic, obs)
+        outputs, values = head.forward(obs)
         actions, log_prob = head.sample(outputs)
         expected_values, expected_log_prob, _ = actor_critic.evaluate_actions(obs, actions)
     torch.testing.assert_close(values, expected_values.flatten())
@@ -54,7 +54,7 @@ def test_a_policy_without_a_closed_kl_speaks_for_itself(space):
     head = make_head(actor_critic)
     assert isinstance(head, PolicysOwnHead)
     with torch.no_grad():
-        acted = head.act(actor_critic, torch.randn(6, 3))
+        acted = head.act(torch.randn(6, 3))
     assert acted.actions.shape == (6, *space.shape)
     assert acted.values.shape == acted.log_prob.shape == (6,)
 

@@ -9,14 +9,18 @@ import pytest
 import torch
 
 from lago_fast import ops
+from lago_fast.kernels.adam.reference import Block, Settings
 from lago_fast.kernels.gae import reference as gae_reference
+from lago_fast.kernels.mlp.reference import Layer
 from lago_fast.kernels.prior_kl import reference as kl_reference
 from lago_fast.kernels.sample import reference as sample_reference
 from tests.kernels.cuda_cases import coefficients, converted, draw_categorical, draw_gaussian, eager_of
 from tests.kernels.test_cuda_emulated import native  # noqa: F401 - a fixture
+from tests.kernels.test_mlp import draw as draw_layers
 
 B, STATE = 23, torch.tensor([7, 3])
-OPS = ("gae", "ppo_kl_categorical", "ppo_kl_gaussian", "prior_kl", "sample")
+OPS = ("adam", "gae", "mlp", "ppo_kl_categorical", "ppo_kl_gaussian", "prior_kl", "sample", "take_rows")
+OF_THE_UPDATE = ("adam", "mlp", "take_rows")  # on a GPU they are PyTorch's own
 IMPLS = ("reference", "inductor", "cpp", "triton", "cuda")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ON_GPU = torch.cuda.is_available()
@@ -83,10 +87,33 @@ def assert_near(got, expected, tolerance: float) -> None:
     assert (got.double() - expected.double()).abs().max() <= tolerance * scale
 
 
+def of_update(op: str, module, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Return all that an op of the update computes."""
+    torch.manual_seed(0)
+    layers, x = draw_layers((5, 16, 3)), torch.randn(B, 5)
+    if op == "mlp":
+        layers = [Layer(*(t.to(dtype) for t in layer)) for layer in layers]
+        networks = module.Networks([layers], "tanh")
+        outputs = networks.forward(x.to(dtype))
+        networks.backward([torch.ones(B, 3, dtype=dtype)])
+        return [*outputs, *(t for layer in layers for t in layer[2:])]
+    if op == "adam":
+        block = Block(*(t.to(dtype) for t in (*torch.rand(4, 99), torch.tensor(2.0))))
+        module.clipped_step(block, Settings(1e-2, 0.9, 0.999, 1e-5), 0.5)
+        return list(block)
+    return module.Columns([x.to(dtype)]).take(torch.tensor([3, 0, 3]))
+
+
 def prove(op: str, impl: str, dtype: str, emulator) -> None:
     """Compare one implementation with the definition in float64, on inputs rounded to `dtype`."""
     module = importlib.import_module(f"lago_fast.kernels.{ops.IMPLEMENTATIONS[op][impl]}")
     of_outputs, of_grads = TOLERANCE[dtype]
+    if op in OF_THE_UPDATE:
+        definition = importlib.import_module(f"lago_fast.kernels.{op}.reference")
+        found, truth = of_update(op, module, DTYPES[dtype]), of_update(op, definition, torch.float64)
+        for mine, expected in zip(found, truth, strict=True):
+            assert_near(mine, expected, of_grads)
+        return
     if op == "gae":
         inputs = gae_inputs()
         args = (inputs, 0.99, 0.95)
@@ -128,7 +155,9 @@ def prove(op: str, impl: str, dtype: str, emulator) -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_every_op_implementation_and_dtype(op, impl, dtype, note, request):
     missing = None
-    if impl not in ops.IMPLEMENTATIONS[op]:
+    if op in OF_THE_UPDATE and (impl not in ops.IMPLEMENTATIONS[op] or dtype != "float32"):
+        missing = "not written: parameters are float32, and on a GPU PyTorch's own code does it"
+    elif impl not in ops.IMPLEMENTATIONS[op]:
         missing = "not written: it has no arithmetic to fuse for the compiler"
     elif op == "gae" and dtype != "float32":
         missing = "not written: rollouts are stored in float32"

@@ -1,0 +1,116 @@
+"""A policy's two networks, actor and critic: in native code where they are plain, else by PyTorch's autograd.
+
+Plain is what Stable-Baselines3's MlpPolicy makes of a vector of floats: Flatten, Linear layers with tanh or ReLU
+between them, on a CPU, trained by FlatAdam. Everything else runs as it always did.
+Test: pytest tests/algorithms/test_networks.py
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from torch import Tensor, nn
+
+from lago_fast import ops
+from lago_fast.algorithms.flat_adam import FlatAdam
+from lago_fast.buffers import Observations
+
+ACTIVATIONS: dict[type[nn.Module], ops.Activation] = {nn.Tanh: "tanh", nn.ReLU: "relu"}
+Linears = list[nn.Linear]
+
+
+class PolicyNetworks:
+    """What an actor and a critic say about observations, and the gradients of their parameters.
+
+    Args:
+        policy: of Stable-Baselines3's kind, with its own forward pass.
+        impl: of the op `mlp`: "cpp", or "reference" for PyTorch's modules as they stand.
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, impl: str) -> None:
+        self.policy, self.impl = policy, impl
+        self._native: ops.MLPNetworks | None = None
+        self._parameters: list[Tensor] = []
+        self._addresses: list[int] = []
+
+    @property
+    def native(self) -> bool:
+        """Tell whether native code computes both passes."""
+        return self._native is not None
+
+    def refresh(self) -> None:
+        """Look at the policy again: its modules may be others now, or its parameters elsewhere."""
+        optimizer = self.policy.optimizer
+        found = _plain(self.policy) if self.impl == "cpp" else None
+        if found is None or not isinstance(optimizer, FlatAdam):
+            self._native = None
+            return
+        networks, activation = found
+        optimizer.gather()  # from here on the gradients have their places
+        parameters = [p for linears in networks for linear in linears for p in (linear.weight, linear.bias)]
+        addresses = [t.data_ptr() for p in parameters for t in (p, p.grad) if t is not None]
+        if self._native is None or addresses != self._addresses:
+            layers = [
+                [ops.MLPLayer(n.weight.data, n.bias.data, n.weight.grad, n.bias.grad) for n in linears]
+                for linears in networks
+            ]
+            self._native = ops.networks(layers, activation, impl=self.impl)
+            self._addresses = addresses
+
+    def forward(self, observations: Observations) -> tuple[Tensor, Tensor]:
+        """Return the actor's output [B, O] and values [B]; with a graph where autograd is to differentiate them."""
+        if self._native is not None and isinstance(observations, Tensor):
+            said, values = self._native.forward(observations.flatten(1))
+            return said, values.flatten()
+        latent_pi, latent_vf = latents(self.policy, observations)
+        return self.policy.action_net(latent_pi), self.policy.value_net(latent_vf).flatten()
+
+    def backward(self, said_grad: Tensor, values_grad: Tensor) -> None:
+        """Write the gradients of both networks, given those of the last outputs; only where `native`."""
+        assert self._native is not None
+        self._native.backward([said_grad, values_grad.unsqueeze(1)])
+
+
+def latents(policy: ActorCriticPolicy, observations: Observations) -> tuple[Tensor, Tensor]:
+    """Return the actor's and the critic's last hidden layers, [B, H] each."""
+    features: Any = policy.extract_features(observations)
+    if policy.share_features_extractor:
+        return policy.mlp_extractor(features)
+    return policy.mlp_extractor.forward_actor(features[0]), policy.mlp_extractor.forward_critic(features[1])
+
+
+def _plain(policy: ActorCriticPolicy) -> tuple[list[Linears], ops.Activation] | None:
+    """Return the actor's and the critic's layers and their activation, None where a policy is not plain."""
+    space, body = policy.observation_space, policy.mlp_extractor
+    vector = isinstance(space, spaces.Box) and space.dtype in (np.float32, np.float64) and len(space.shape) > 0
+    extractors = {type(policy.pi_features_extractor), type(policy.vf_features_extractor)}
+    # subclasses may do anything
+    if not vector or extractors != {FlattenExtractor} or type(body) is not MlpExtractor:
+        return None
+    kinds = {(p.dtype, p.device.type, p.requires_grad) for p in policy.parameters()}
+    if kinds != {(torch.float32, "cpu", True)} or any(_watched(module) for module in policy.modules()):
+        return None
+    actor = _layers([*body.policy_net.children(), policy.action_net])
+    critic = _layers([*body.value_net.children(), policy.value_net])
+    if actor is None or critic is None or len(actor[1] | critic[1]) > 1:
+        return None
+    return [actor[0], critic[0]], next(iter(actor[1] | critic[1]), "tanh")
+
+
+def _layers(modules: list[nn.Module]) -> tuple[Linears, set[ops.Activation]] | None:
+    """Return the linear layers and the activations between them, None where the modules are not such."""
+    linears, between = modules[0::2], modules[1::2]
+    if any(type(n) not in ACTIVATIONS for n in between):
+        return None
+    plain = [n for n in linears if type(n) is nn.Linear and n.bias is not None]
+    return (plain, {ACTIVATIONS[type(n)] for n in between}) if len(plain) == len(linears) else None
+
+
+def _watched(module: nn.Module) -> bool:
+    """Tell whether somebody hooked into a module's passes, which native code would not call."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )

@@ -1,0 +1,162 @@
+"""The op `mlp`: networks on the same rows, against float64 autograd of the definition, and by hand."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+
+from lago_fast import ops
+from lago_fast.kernels.mlp import cpp_fused, reference
+from lago_fast.kernels.mlp.reference import Layer
+
+LANES = (4, 8, 16)
+
+
+def draw(widths, *, seed=0, dtype=torch.float32):
+    """Return the layers of one network, its gradients poisoned."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = []
+    for inputs, outputs in itertools.pairwise(widths):
+        weight = torch.randn(outputs, inputs, generator=generator) * (1.5 / inputs**0.5)
+        bias = 0.3 * torch.randn(outputs, generator=generator)
+        layers.append(Layer(*(t.to(dtype) for t in (weight, bias, weight * torch.nan, bias * torch.nan))))
+    return layers
+
+
+def in_double(networks):
+    return [[Layer(*(t.double() for t in layer)) for layer in layers] for layers in networks]
+
+
+def both_passes(networks, x, output_grads):
+    outputs = networks.forward(x)
+    networks.backward(output_grads)
+    return outputs
+
+
+def grads_of(networks):
+    return [t for layers in networks for layer in layers for t in (layer.weight_grad, layer.bias_grad)]
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("rows", [1, 7, 128, 129, 2049])
+@pytest.mark.parametrize(
+    "shapes", [[(39, 64, 64, 4), (39, 64, 64, 1)], [(3, 5)], [(1, 17, 1), (1, 2)], [(50, 33, 48, 40)]], ids=str
+)
+def test_no_worse_than_eager_against_float64(shapes, rows, lanes, activation):
+    networks = [draw(widths, seed=i) for i, widths in enumerate(shapes)]
+    x = torch.randn(rows, shapes[0][0])
+    output_grads = [torch.randn(rows, widths[-1]) for widths in shapes]
+    truth, eager = in_double(networks), copy.deepcopy(networks)
+    exact = both_passes(reference.Networks(truth, activation), x.double(), [g.double() for g in output_grads])
+    by_eager = both_passes(reference.Networks(eager, activation), x, output_grads)
+    by_native = both_passes(cpp_fused.Networks(networks, activation, lanes=lanes), x, output_grads)
+    for right, theirs, ours in zip(
+        [*exact, *grads_of(truth)], [*by_eager, *grads_of(eager)], [*by_native, *grads_of(networks)], strict=True
+    ):
+        scale = right.abs().max()
+        # the sums are taken in another order
+        assert (ours - right).abs().max() <= 2 * (theirs - right).abs().max() + 2e-6 * scale
+
+
+def test_by_hand():
+    # y = 2 tanh(3 x - 1) + 0.5 at x = 1: h = tanh 2; dy/dh = 2, dh/dz = 1 - h^2
+    weight, bias = torch.tensor([[3.0]]), torch.tensor([-1.0])
+    layers = [Layer(weight, bias, torch.empty(1, 1), torch.empty(1))]
+    layers.append(Layer(torch.tensor([[2.0]]), torch.tensor([0.5]), torch.empty(1, 1), torch.empty(1)))
+    h = 0.9640275800758169
+    for module in (reference, cpp_fused):
+        networks = module.Networks([layers], "tanh")
+        (y,) = networks.forward(torch.tensor([[1.0]]))
+        networks.backward([torch.tensor([[10.0]])])
+        assert y.item() == pytest.approx(2 * h + 0.5, rel=1e-6)
+        found = [t.item() for layer in layers for t in layer[2:]]
+        assert found == pytest.approx([10 * 2 * (1 - h * h)] * 2 + [10 * h, 10.0], rel=1e-5)
+
+
+def test_tanh_over_its_whole_range():
+    layers = [Layer(torch.eye(1), torch.zeros(1), None, None), Layer(torch.eye(1), torch.zeros(1), None, None)]
+    x = torch.cat([torch.linspace(-20, 20, 20001), torch.logspace(-30, 0, 400), torch.tensor([1e30, -1e30])])
+    for lanes in LANES:
+        (y,) = cpp_fused.Networks([layers], "tanh", lanes=lanes).forward(x.unsqueeze(1))
+        error = y.flatten() - x.double().tanh()
+        assert error.abs().max() < 1.2e-7
+        assert (error / x.double().tanh()).nan_to_num().abs().max() < 3e-7
+        assert y.abs().max() <= 1.0
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("lanes", LANES)
+def test_a_nan_stays_in_its_row(activation, lanes):
+    networks = [draw((5, 16, 3))]
+    x = torch.randn(9, 5)
+    x[4, 2] = torch.nan
+    (y,) = cpp_fused.Networks(networks, activation, lanes=lanes).forward(x)
+    assert y.isnan().all(dim=1).nonzero().flatten().tolist() == [4]
+    assert y.isnan().sum() == 3
+
+
+def test_same_bits_for_any_number_of_threads():
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            networks = [draw((39, 64, 64, 4)), draw((39, 64, 1), seed=1)]
+            torch.manual_seed(0)
+            x, grads = torch.randn(3000, 39), [torch.randn(3000, 4), torch.randn(3000, 1)]
+            outputs = both_passes(cpp_fused.Networks(networks, "tanh"), x, grads)
+            found.append([*outputs, *grads_of(networks)])
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+def test_nothing_is_remembered_from_another_number_of_rows():
+    networks = [draw((4, 8, 2))]
+    native = cpp_fused.Networks(networks, "tanh")
+    x, grad = torch.randn(200, 4), torch.randn(200, 2)
+    native.forward(torch.randn(300, 4))
+    both_passes(native, x, [grad])
+    once = [g.clone() for g in grads_of(networks)]
+    both_passes(cpp_fused.Networks(networks, "tanh"), x, [grad])
+    assert all(torch.equal(a, b) for a, b in zip(once, grads_of(networks), strict=True))
+
+
+def test_no_rows():
+    networks = [draw((4, 8, 2))]
+    native = cpp_fused.Networks(networks, "tanh")
+    assert native.forward(torch.empty(0, 4))[0].shape == (0, 2)
+    native.backward([torch.empty(0, 2)])
+    assert all(torch.equal(g, torch.zeros_like(g)) for g in grads_of(networks))
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="activation"):
+        cpp_fused.Networks([draw((4, 2))], "gelu")
+    with pytest.raises(ValueError, match="weight: expected contiguous float32"):
+        cpp_fused.Networks([draw((4, 2), dtype=torch.float64)], "tanh")
+    with pytest.raises(ValueError, match="widths do not fit"):
+        cpp_fused.Networks([[*draw((4, 3)), *draw((2, 1))]], "tanh")
+    with pytest.raises(ValueError, match="one width"):
+        cpp_fused.Networks([draw((4, 2)), draw((5, 2))], "tanh")
+    native = cpp_fused.Networks([draw((4, 2))], "tanh")
+    with pytest.raises(ValueError, match=r"x: expected contiguous float32 \[3, 4\]"):
+        native.forward(torch.randn(3, 5))
+    native.forward(torch.randn(3, 4))
+    with pytest.raises(ValueError, match="output_grads"):
+        native.backward([torch.randn(2, 2)])
+    with pytest.raises(ValueError, match="output_grads: expected 1"):
+        native.backward([])
+    only_forward = cpp_fused.Networks([[Layer(*layer[:2], None, None) for layer in draw((4, 2))]], "tanh")
+    only_forward.forward(torch.randn(3, 4))
+    with pytest.raises(ValueError, match="weight_grad"):
+        only_forward.backward([torch.randn(3, 2)])
+
+
+def test_the_door_chooses():
+    layers = [draw((4, 2))]
+    assert isinstance(ops.networks(layers, "tanh"), cpp_fused.Networks)
+    assert isinstance(ops.networks(layers, "tanh", impl="reference"), reference.Networks)
