@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from importlib.util import find_spec
@@ -63,9 +64,16 @@ def agree(stage: Stage, work: Work) -> float:
     return float((mean - ours.mean).abs().max())
 
 
-def measure(arms: list[Arm], rounds: int, seconds: float) -> dict[str, Any]:
-    """Open and warm up every arm, then let them take turns; stop after a round when `seconds` are over."""
+def measure(arms: list[Arm], rounds: int, seconds: float) -> Iterator[dict[str, Any]]:
+    """Open and warm up every arm, let them take turns, and yield all results so far after each round.
+
+    Args:
+        arms: the rungs and peers.
+        rounds: turns of each, at most.
+        seconds: from the start of opening; no further round begins after them.
+    """
     results: dict[str, Any] = {}
+    begun = time.perf_counter()
     with ExitStack() as opened:
         slices = {}
         for arm in arms:
@@ -82,21 +90,20 @@ def measure(arms: list[Arm], rounds: int, seconds: float) -> dict[str, Any]:
                 "rounds": [],
             }
             print(f"ready: {arm.name}", file=sys.stderr, flush=True)
-        started = time.perf_counter()
         for k in range(rounds):
             for name, slice_ in slices.items():
                 results[name]["rounds"].append(as_json(slice_()))
             print(f"round {k + 1} of {rounds}", file=sys.stderr, flush=True)
-            if time.perf_counter() - started > seconds:
+            yield results
+            if time.perf_counter() - begun > seconds:
                 break
-    return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3600, help="no further round after so many")
+    parser.add_argument("--seconds", type=float, default=3600, help="no further round once so many are over")
     parser.add_argument("--rungs", type=int, nargs="*", default=list(range(1, 9)))
     parser.add_argument("--stage", type=Path, default=Path("runs/gpu_hours"), help="where stage 1 is, or is to be kept")
     parser.add_argument("--prepare", action="store_true", help="run stage 1 and measure nothing")
@@ -136,19 +143,21 @@ def main() -> None:
         if options.sbx_python is None:
             record["skipped"].append("sbx: no --sbx-python was given")
         arms += peers(work, options.sbx_python, python_envs=python_envs)
-    results = measure(arms, options.rounds, options.seconds)
     record |= {
         "work": plain(work),
         "torch_threads": torch.get_num_threads(),
         "cores": accounting.cores(),
         "devices": torch.cuda.device_count() if work.device != "cpu" else 0,
-        "load_average": os.getloadavg(),
-        "peak_memory_bytes": accounting.peak_memory_bytes(),
-        "arms": results,
         **runs.provenance(),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    for results in measure(arms, options.rounds, options.seconds):  # a run that is stopped keeps its rounds
+        now = {
+            "arms": results,
+            "load_average": os.getloadavg(),
+            "peak_memory_bytes": accounting.peak_memory_bytes(),
+        }
+        options.out.write_text(json.dumps({**record, **now}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ A slice is never scaled across what it does not contain: collection by its steps
 minibatches. Test: pytest tests/bench/test_gpu_hours.py
 """
 
+import atexit
 import json
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -278,13 +279,18 @@ def _filled(model: PPO, work: Work) -> Any:
 
 @contextmanager
 def _stepped(work: Work, python_envs: bool) -> Iterator[VecEnv]:
-    if not python_envs:
-        env = make_env(work)
-        yield env
-        env.close()
+    if python_envs:
+        yield _python_envs(work)  # which all arms share: the workers of one are as many processes as envs
         return
+    env = make_env(work)
+    yield env
+    env.close()
+
+
+@cache
+def _python_envs(work: Work) -> VecEnv:
     makers = official_makers((work.task,), work.num_envs, work.max_episode_steps, None)
     # fork: the workers share what is imported already
     env = SubprocVecEnv(makers, start_method="fork")
-    yield env
-    env.close()
+    atexit.register(env.close)
+    return env

@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from lago_fast.demos import Demonstrations, load_demos, record_demos
 from lago_fast.envs.metaworld import ACTION_DIM, STATE_DIM, task_phrasings
-from lago_fast.evaluate import View, evaluate
+from lago_fast.evaluate import evaluate
 from lago_fast.presets import EnvSettings
 from lago_fast.priors.amortised import AmortisedPrior
 from lago_fast.priors.backbone import DEFAULT_BACKBONE, find_backbone
@@ -23,6 +22,7 @@ from lago_fast.priors.finetune import fit_prior
 from lago_fast.priors.latent_action import LatentActionPrior
 from lago_fast.priors.quantize import quantize_prior
 from lago_fast.priors.student import StudentConfig
+from lago_fast.stage_one import paraphrase
 from lago_fast.training import prior_actor
 
 DEMO_SEED, EVAL_SEED = 1000, 10_000  # apart from the seeds of training
@@ -93,14 +93,14 @@ class Stage(NamedTuple):
 
 def fitted(work: Work, quantization: str, folder: Path) -> Stage:
     """Return every form on MiniLM, fitted to demonstrations of the task and evaluated; kept in `folder` once made."""
-    text, made = task_phrasings()[work.task][0], folder / "facts.json"
+    made = folder / "facts.json"
     if not made.exists():
         path = folder / "demos"
         record_demos([work.task], work.demo_episodes, path, seed=DEMO_SEED, max_episode_steps=work.max_episode_steps)
     demos = load_demos(folder / "demos")
     states = torch.from_numpy(demos.states)
     if not made.exists():
-        prompt, shared = (_fit(work, demos, text, form) for form in ("prompt", "pooled"))
+        prompt, shared = (_fit(work, demos, form) for form in ("prompt", "pooled"))
         student = _student(shared.prior, work, states, demos)
         forms = {"prompt": prompt, "shared": shared, "student": student}
         for name, form in forms.items():
@@ -115,14 +115,15 @@ def fitted(work: Work, quantization: str, folder: Path) -> Stage:
     return Stage(prompt, shared, quantized, student, DEFAULT_BACKBONE, "refit", "pretrained")
 
 
-def _fit(work: Work, demos: Demonstrations, text: str, form: str) -> Form:
+def _fit(work: Work, demos: Demonstrations, form: str) -> Form:
+    texts = task_phrasings()[work.task]
     started, epochs = time.perf_counter(), work.prompt_epochs if form == "prompt" else work.pooled_epochs
     prior = fit_prior(
         demos.states,
         demos.actions,
-        torch.zeros(len(demos.states), dtype=torch.int64),
+        paraphrase(demos, texts, work.seed),
         demos.episode_id,
-        [text],
+        texts,
         form=form,  # type: ignore[arg-type]
         loss="mse",
         std="fixed",
@@ -182,19 +183,19 @@ def _quantized(exact: Any, quantization: str, states: torch.Tensor) -> Form:
 def _student(exact: Any, work: Work, states: torch.Tensor, demos: Demonstrations | None) -> Form:
     started, ids = time.perf_counter(), torch.zeros(len(states), dtype=torch.int64)
     student = AmortisedPrior(exact, StudentConfig(hidden=work.student_hidden, fallback_kl=None))
-    episodes = None if demos is None else torch.from_numpy(demos.episode_id)
+    episodes = None
+    if demos is not None:
+        ids = torch.from_numpy(paraphrase(demos, exact.instructions, work.seed))
+        episodes = torch.from_numpy(demos.episode_id)
     student.fit(states, ids, episode_id=episodes, noisy_copies=3)
     about = {"one_off_s": time.perf_counter() - started, "kl_nats": student.heldout_kl_nats}
     return Form(student, about)
 
 
 def _success(prior: Any, work: Work) -> dict[str, Any]:
-    def act(view: View) -> np.ndarray:
-        # it was fitted to one wording, and is asked with it
-        return actor(view._replace(instruction_id=np.zeros_like(view.instruction_id)))
-
-    actor, env = prior_actor(prior), EnvSettings((work.task,), work.num_envs, work.max_episode_steps)
-    return evaluate(act, env, episodes_per_task=work.eval_episodes, seed=EVAL_SEED)[work.task].summary()
+    env = EnvSettings((work.task,), work.num_envs, work.max_episode_steps)
+    results = evaluate(prior_actor(prior), env, episodes_per_task=work.eval_episodes, seed=EVAL_SEED)
+    return results[work.task].summary()
 
 
 def plain(work: Work) -> dict[str, Any]:
