@@ -18,7 +18,7 @@ STRESS := $${CXX:-c++} -std=c++17 -O1 -g -pthread -Icsrc csrc/core/threads.cc cs
 LOSSES_STRESS := $${CXX:-c++} -std=c++17 -O1 -g -pthread -Wno-psabi -ffp-contract=fast -Icsrc csrc/core/threads.cc \
   csrc/ops/ppo_kl_categorical.cc csrc/ops/ppo_kl_gaussian.cc tests/native/threads_stress.cc
 
-.PHONY: help install demo test lint format type wheel bench asan tsan fuzz cuda sanitizer
+.PHONY: help install demo test lint format type wheel bench gpu-report asan tsan fuzz cuda sanitizer
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -49,6 +49,11 @@ wheel: .venv/.installed  ## dist/*.whl
 
 bench: .venv/.installed  ## the benchmarks
 	$(BIN)/python -m pytest bench --benchmark-only
+
+# In whatever environment PYTHON is: one with torch and triton is enough for a part of it.
+gpu-report:  ## OUT=dir: what a machine with an NVIDIA GPU says, in nine minutes; PYTHON= names the environment
+	@[ -n "$(OUT)" ] || { echo "make gpu-report OUT=dir: name the folder of the results" >&2; exit 1; }
+	@$(PYTHON) -m bench.gpu_hours.gpu_report "$(OUT)"
 
 asan: .venv/.installed  ## the kernels' and the latent cache's tests with the native code under AddressSanitizer and UBSan
 	rm -rf build/asan

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from importlib.util import find_spec
@@ -99,7 +99,7 @@ def measure(arms: list[Arm], rounds: int, seconds: float) -> Iterator[dict[str, 
                 break
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
@@ -115,7 +115,7 @@ def main() -> None:
         if field.type in ("int", "float", "str", int, float, str):
             kind = type(field.default)
             parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     work = replace(Work(), **{f.name: getattr(options, f.name) for f in fields(Work) if hasattr(options, f.name)})
     torch.set_num_threads(accounting.cores())
     python_envs = find_spec("metaworld") is not None

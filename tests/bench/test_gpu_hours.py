@@ -109,12 +109,8 @@ def test_runs_of_the_same_work_are_pooled_and_others_refused(record):
 
 
 def test_a_tag_says_what_it_stands_on(record):
-    found = report.summarise([record])["arms"]
-    assert [report.evidence(a) for a in found.values()] == [
-        "prior's success 75 %",
-        "prior's success 75 %",
-        "KL 0.050 nats",
-    ]
+    stands_on = [report.evidence(found) for found in report.summarise([record])["arms"].values()]
+    assert stands_on == ["prior's success 75 %", "prior's success 75 %", "KL 0.050 nats"]
 
 
 def test_the_gpu_is_set_against_the_papers():
@@ -212,7 +208,7 @@ def test_the_careful_user_finds_each_rows_own_answer():
         n_steps=8,
         batch_size=8,
         device="cpu",
-        ask=lambda states, ids: (states, torch.ones_like(states)),
+        ask=lambda states, _: (states, torch.ones_like(states)),
         kl_coef=0.1,
         in_every_minibatch=False,
     )
