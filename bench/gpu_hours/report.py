@@ -1,6 +1,6 @@
 """Table, JSON, CSV and figure of a comparison; the last line printed is one JSON object.
 
-    python -m bench.gpu_hours.report RESULT.json [MORE.json ...] [--out FOLDER] [--curve CURVE.json]
+    python -m bench.gpu_hours.report RESULT.json [MORE.json ...] [--out FOLDER] [--curve RUN/curve.json]
 
 Reads what compare.py wrote; several files of the same work, such as repeated runs, are pooled round by round.
 Test: pytest tests/bench/test_gpu_hours.py
@@ -205,6 +205,12 @@ def write_csv(report: dict[str, Any], path: Path) -> None:
         writer.writerows(flat)
 
 
+def curve_of(path: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """Return {"arm", "env_steps", "success"} of the work's task from what `lago train` wrote."""
+    run = json.loads(path.read_text(encoding="utf-8"))
+    return {"arm": run["arm"], **run["tasks"][report["work"]["task"]]}
+
+
 def draw(report: dict[str, Any], path: Path, curve: dict[str, Any] | None) -> None:
     """Draw the ladder as bars, and, given a curve of success against env steps, success against hours."""
     measure = report["measure"]
@@ -228,7 +234,9 @@ def draw(report: dict[str, Any], path: Path, curve: dict[str, Any] | None) -> No
             per_step = arm[f"{measure}_per_million"] / MILLION
             lines.plot(np.array(curve["env_steps"]) * per_step, curve["success"], label=name)
         lines.set_xscale("log")
-        lines.set_xlabel(f"{unit}: the measured curve of {curve['arm']}, its steps at each rung's measured cost")
+        lines.set_xlabel(
+            f"{unit}: the measured curve of one run of {curve['arm']}, its steps at each rung's measured cost"
+        )
         lines.set_ylabel("success of the last training episodes")
         lines.legend(fontsize=7)
     figure.tight_layout()
@@ -239,7 +247,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, help="folder of report.json, report.csv and ladder.png; default: beside")
-    parser.add_argument("--curve", type=Path, help='{"arm", "env_steps": [], "success": []} of one training run')
+    parser.add_argument("--curve", type=Path, help="curve.json of a run of `lago train` on the same task")
     options = parser.parse_args(words)
     records = [json.loads(path.read_text(encoding="utf-8")) for path in options.results]
     report = summarise(records)
@@ -248,8 +256,7 @@ def main(words: Sequence[str] | None = None) -> None:
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     write_csv(report, out / "report.csv")
     if any(name[0].isdigit() for name in report["arms"]):
-        curve = None if options.curve is None else json.loads(options.curve.read_text(encoding="utf-8"))
-        draw(report, out / "ladder.png", curve)
+        draw(report, out / "ladder.png", None if options.curve is None else curve_of(options.curve, report))
     print(table(report))
     paper = [f"{name}: {entry['gpu_hours']:g} GPU-hours" for name, entry in PAPER.items()]
     print(f"extrapolated from rates, not run. The paper's: {'; '.join(paper)}, on {PAPER_HARDWARE}.")

@@ -121,7 +121,7 @@ def test_the_gpu_is_set_against_the_papers():
 
 def test_files_and_the_last_line(record, tmp_path, capsys):
     (tmp_path / "result.json").write_text(json.dumps(record))
-    curve = {"arm": "rung 8", "env_steps": [0, 10], "success": [0.0, 1.0]}
+    curve = {"arm": "lago", "tasks": {"push": {"env_steps": [10, 20], "success": [0.0, 1.0]}}}
     (tmp_path / "curve.json").write_text(json.dumps(curve))
     report.main([str(tmp_path / "result.json"), "--curve", str(tmp_path / "curve.json")])
     told = capsys.readouterr().out.splitlines()
