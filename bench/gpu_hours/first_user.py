@@ -77,8 +77,10 @@ class PriorPPO(PPO):
 
     def ask_once(self, rows: int | None = None, chunk: int = 512) -> None:
         """Ask about the collected states, in the buffer's flat order; `rows`: only the first so many."""
-        states = self.rollout_buffer.swap_and_flatten(self.rollout_buffer.observations)[:rows]
-        states = torch.as_tensor(states, device=self.device)
+        buffer = self.rollout_buffer
+        # SB3 flattens its arrays in place before the first minibatch
+        flat = buffer.observations if buffer.generator_ready else buffer.swap_and_flatten(buffer.observations)
+        states = torch.as_tensor(flat[:rows], device=self.device)
         parts = [self.ask(part, torch.zeros(len(part), dtype=torch.int64)) for part in states.split(chunk)]
         self.prior_mean, self.prior_std = (torch.cat(column) for column in zip(*parts, strict=True))
 
