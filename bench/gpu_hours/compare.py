@@ -64,6 +64,12 @@ def agree(stage: Stage, work: Work) -> float:
     return float((mean - ours.mean).abs().max())
 
 
+def audited(stage: Stage | None) -> float | None:
+    """Return the student's mean KL to the exact prior in nats, over the rows that were audited while it was timed."""
+    student = None if stage is None else stage.student.prior
+    return student.audited_kl_sum / student.audited_rows if student is not None and student.audited_rows else None
+
+
 def measure(arms: list[Arm], rounds: int, seconds: float) -> Iterator[dict[str, Any]]:
     """Open and warm up every arm, let them take turns, and yield all results so far after each round.
 
@@ -120,6 +126,7 @@ def main(words: Sequence[str] | None = None) -> None:
     torch.set_num_threads(accounting.cores())
     python_envs = find_spec("metaworld") is not None
     arms: list[Arm] = []
+    stage: Stage | None = None
     record: dict[str, Any] = {"skipped": [] if python_envs else ["Python Meta-World is not installed"]}
     if options.rungs:
         if options.backbone_shape is None:
@@ -154,6 +161,7 @@ def main(words: Sequence[str] | None = None) -> None:
     for results in measure(arms, options.rounds, options.seconds):  # a run that is stopped keeps its rounds
         now = {
             "arms": results,
+            "student_audit_kl_nats": audited(stage),
             "load_average": os.getloadavg(),
             "peak_memory_bytes": accounting.peak_memory_bytes(),
         }

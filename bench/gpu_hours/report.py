@@ -93,6 +93,7 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "arms": arms,
         "paper": {**PAPER, "hardware": PAPER_HARDWARE, "hardware_ratio": hardware_ratio(first["hardware"]["gpu"])},
         "skipped": [line for record in records for line in record["skipped"]],
+        "student_audit_kl_nats": [record.get("student_audit_kl_nats") for record in records],
         "peak_memory_bytes": max(record["peak_memory_bytes"] for record in records),
         "commits": sorted({str(record["commit"]) for record in records}),
     }

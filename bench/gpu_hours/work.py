@@ -5,6 +5,7 @@ Test: pytest tests/bench/test_gpu_hours.py
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import torch
 from lago_fast.demos import Demonstrations, load_demos, record_demos
 from lago_fast.envs.metaworld import ACTION_DIM, STATE_DIM, task_phrasings
 from lago_fast.evaluate import evaluate
-from lago_fast.presets import EnvSettings
+from lago_fast.presets import STUDENT, EnvSettings, Experiment, PriorSettings
 from lago_fast.priors.amortised import AmortisedPrior
 from lago_fast.priors.backbone import DEFAULT_BACKBONE, find_backbone
 from lago_fast.priors.config import PriorConfig
@@ -22,7 +23,7 @@ from lago_fast.priors.finetune import fit_prior
 from lago_fast.priors.latent_action import LatentActionPrior
 from lago_fast.priors.quantize import quantize_prior
 from lago_fast.priors.student import StudentConfig
-from lago_fast.stage_one import paraphrase
+from lago_fast.stage_one import StageOne, amortise, paraphrase
 from lago_fast.training import prior_actor
 
 DEMO_SEED, EVAL_SEED = 1000, 10_000  # apart from the seeds of training
@@ -50,7 +51,7 @@ class Work:
     demo_episodes: int = 5
     prompt_epochs: int = 10  # passes over the demonstrations when the full prompt is fitted
     pooled_epochs: int = 40
-    student_hidden: int = 384
+    student_epochs: int = 20
     eval_episodes: int = 64
 
     @property
@@ -93,25 +94,23 @@ class Stage(NamedTuple):
 
 def fitted(work: Work, quantization: str, folder: Path) -> Stage:
     """Return every form on MiniLM, fitted to demonstrations of the task and evaluated; kept in `folder` once made."""
-    made = folder / "facts.json"
-    if not made.exists():
-        path = folder / "demos"
-        record_demos([work.task], work.demo_episodes, path, seed=DEMO_SEED, max_episode_steps=work.max_episode_steps)
+    if not (folder / "demos").exists():
+        steps = work.max_episode_steps
+        record_demos([work.task], work.demo_episodes, folder / "demos", seed=DEMO_SEED, max_episode_steps=steps)
     demos = load_demos(folder / "demos")
-    states = torch.from_numpy(demos.states)
-    if not made.exists():
-        prompt, shared = (_fit(work, demos, form) for form in ("prompt", "pooled"))
-        student = _student(shared.prior, work, states, demos)
-        forms = {"prompt": prompt, "shared": shared, "student": student}
-        for name, form in forms.items():
+
+    def kept(name: str, kind: Any, make: Callable[[], Form]) -> Form:
+        facts = folder / f"{name}.json"
+        if not facts.exists():
+            form = make()
             form.prior.save(folder / name, overwrite=True)
-        made.write_text(json.dumps({name: form.facts for name, form in forms.items()}) + "\n", encoding="utf-8")
-    facts = json.loads(made.read_text(encoding="utf-8"))
-    prompt, shared = (
-        Form(LatentActionPrior.load(folder / name, work.device), facts[name]) for name in ("prompt", "shared")
-    )
-    student = Form(AmortisedPrior.load(folder / "student", work.device), facts["student"])
-    quantized = _quantized(shared.prior, quantization, states.to(work.device))
+            facts.write_text(json.dumps(form.facts) + "\n", encoding="utf-8")
+        return Form(kind.load(folder / name, work.device), json.loads(facts.read_text(encoding="utf-8")))
+
+    prompt = kept("prompt", LatentActionPrior, lambda: _fit(work, demos, "prompt"))
+    shared = kept("shared", LatentActionPrior, lambda: _fit(work, demos, "pooled"))
+    student = kept("student", AmortisedPrior, lambda: _student(shared.prior, work, demos))
+    quantized = _quantized(shared.prior, quantization, torch.from_numpy(demos.states).to(work.device))
     return Stage(prompt, shared, quantized, student, DEFAULT_BACKBONE, "refit", "pretrained")
 
 
@@ -154,7 +153,7 @@ def shaped(work: Work, backbone_folder: Path, quantization: str) -> Stage:
     # one transformer serves both: a copy of seven billion weights would fill the device
     shared = build("prompt", True) if decoder else build("pooled", False)
     quantized = _quantized(shared, quantization, states)
-    student = _student(shared, work, states, None)
+    student = _untaught_student(shared, states)
     facts = {"one_off_s": 0.0, "success": None}
     return Stage(
         Form(prompt, facts),
@@ -180,16 +179,21 @@ def _quantized(exact: Any, quantization: str, states: torch.Tensor) -> Form:
     )
 
 
-def _student(exact: Any, work: Work, states: torch.Tensor, demos: Demonstrations | None) -> Form:
-    started, ids = time.perf_counter(), torch.zeros(len(states), dtype=torch.int64)
-    student = AmortisedPrior(exact, StudentConfig(hidden=work.student_hidden, fallback_kl=None))
-    episodes = None
-    if demos is not None:
-        ids = torch.from_numpy(paraphrase(demos, exact.instructions, work.seed))
-        episodes = torch.from_numpy(demos.episode_id)
-    student.fit(states, ids, episode_id=episodes, noisy_copies=3)
-    about = {"one_off_s": time.perf_counter() - started, "kl_nats": student.heldout_kl_nats}
-    return Form(student, about)
+def _student(exact: Any, work: Work, demos: Demonstrations) -> Form:
+    """Distil a student as the presets do, on demonstrated states and on those that it steers into."""
+    started = time.perf_counter()
+    env = EnvSettings((work.task,), work.num_envs, work.max_episode_steps)
+    settings = PriorSettings(student_epochs=work.student_epochs, noisy_copies=1, rollout_noise=(0.3, 1.0))
+    stage = StageOne(demos, exact, exact.instructions, None)
+    student = amortise(stage, Experiment(env=env, prior=settings), work.seed)
+    return Form(student, {"one_off_s": time.perf_counter() - started, "kl_nats": student.heldout_kl_nats})
+
+
+def _untaught_student(exact: Any, states: torch.Tensor) -> Form:
+    """Distil one on a few random states: of an exact prior with random weights only the speed is asked."""
+    config = StudentConfig(**{**STUDENT, "fallback_kl": None, "refresh_kl": 1e9})
+    student = AmortisedPrior(exact, config).fit(states, torch.zeros(len(states), dtype=torch.int64), epochs=1)
+    return Form(student, {"one_off_s": 0.0, "success": None})
 
 
 def _success(prior: Any, work: Work) -> dict[str, Any]:
