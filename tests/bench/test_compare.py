@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from bench.bench_prior import folder_of
 from bench.gpu_hours import compare, report
 
@@ -16,6 +18,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 def test_every_rung_and_peer_of_a_shape_takes_its_turns(tmp_path, capsys):
     out = tmp_path / "new" / "result.json"
     words = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
