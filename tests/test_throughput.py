@@ -26,7 +26,7 @@ def test_the_plainest_wording_of_a_task_is_the_first_of_its_rows():
 
 def test_every_arm_takes_its_turn_and_only_ours_have_stages():
     experiment = Experiment(
-        env=EnvSettings(("reach",), num_envs=2, max_episode_steps=5),
+        env=EnvSettings(tasks=("reach",), num_envs=2, max_episode_steps=5),
         train=TrainSettings(n_steps=8, batch_size=8, n_epochs=1),
     )
     rates = throughput.interleaved(experiment, None, {"ppo": None}, rounds=2)
@@ -51,7 +51,7 @@ def test_lago_bench_prints_rates_and_stages_and_writes_them(tmp_path, capsys):
 
 
 def test_simulators_are_grouped_where_that_was_faster():
-    assert groups_of(EnvSettings(("push", "reach"), num_envs=32)) == 2
-    assert groups_of(EnvSettings(("push", "reach"), num_envs=34)) == 1  # 17 of each
-    assert groups_of(EnvSettings(("push",), num_envs=8)) == 1
-    assert groups_of(EnvSettings(("push",), num_envs=64, groups=1)) == 1
+    assert groups_of(EnvSettings(tasks=("push", "reach"), num_envs=32)) == 2
+    assert groups_of(EnvSettings(tasks=("push", "reach"), num_envs=34)) == 1  # 17 of each
+    assert groups_of(EnvSettings(tasks=("push",), num_envs=8)) == 1
+    assert groups_of(EnvSettings(tasks=("push",), num_envs=64, groups=1)) == 1
