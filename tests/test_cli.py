@@ -277,7 +277,7 @@ def test_a_run_folder_holds_everything(run, prior):
     assert config["prior"]["folder"] == str(prior)
     assert config["instruction_encoder"]["sha256"]
     provenance = runs.read_json(run / "provenance.json")
-    assert set(provenance["implementations"]) == {"gae", "ppo_kl_gaussian"}
+    assert set(provenance["implementations"]) == {"adam", "gae", "mlp", "ppo_kl_gaussian", "take_rows"}
     assert {"env", "prior", "policy"} <= provenance["stages"].keys()
     assert sum(stage["share"] for stage in provenance["stages"].values()) == pytest.approx(1)
     curve = runs.read_json(run / "curve.json")
