@@ -52,7 +52,7 @@ def rollout(env, n_steps):
 
 def test_a_group_is_answered_for_while_the_other_steps_and_nothing_is_sent_beyond_the_rollout():
     env = LogOfGroups()
-    actions = [a.tolist() for a, _ in rollout(env, 2)]
+    actions = [a.tolist() for a, _, _ in rollout(env, 2)]
     assert actions == [[0, 0, 2, 2], [10, 10, 12, 12]]
     assert env.log == [
         ("send", 0, [0, 0]),
