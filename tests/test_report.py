@@ -87,7 +87,7 @@ def test_the_report_of_clevr_robot_has_splits_and_core_hours():
     settings = EnvSettings(env="clevr-robot", tasks=("real",), eval_tasks=families, num_envs=2)
     curve = {"tasks": {"real": {"env_steps": [10, 20], "success": [0.2, 0.4]}}, "steps_to_90": {"real": None}}
     tasks = {"real": TaskResult(10, 8, 8, 1.0), "easy": TaskResult(10, 2, 2, 0.0)}
-    runs = {arm: [Outcome(arm, 0, curve, 20, 1.0, None, {}, tasks, cpu_s=1800.0)] for arm in ("ppo", "lago")}
+    runs = {arm: [Outcome(arm, 0, curve, 20, 1.0, None, {}, tasks, {}, cpu_s=1800.0)] for arm in ("ppo", "lago")}
     experiment = Experiment(env=settings, seeds=(0,))
     report = make_report(experiment, {"random": {t: [r] for t, r in tasks.items()}}, runs, {}, {}, 1.0)
     assert set(report["tasks"]) == set(families)
