@@ -22,7 +22,7 @@ class EnvSettings:
 
     env: Literal["metaworld", "clevr-robot"] = "metaworld"  # the environment
     tasks: tuple[str, ...] = TASKS  # names such as drawer-open push; Meta-World v3 has 50, CLEVR-Robot 7 families
-    eval_tasks: tuple[str, ...] = ()  # tasks that are evaluated, whose words are known too; none: those of --tasks
+    eval_tasks: tuple[str, ...] = ()  # tasks that are evaluated, whose words are known too; none: those of training
     sample_actions: bool = False  # evaluate policies and priors by drawing their actions, not by the likeliest
     num_envs: int = 48  # simulators side by side, in all; a multiple of the number of tasks
     max_episode_steps: int = 200  # steps per episode; Meta-World's own limit is 500, KALM's Meta-World data use 100

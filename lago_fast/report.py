@@ -114,10 +114,11 @@ def make_report(
 
 
 def splits_of(suite: Suite, results: dict[str, dict[str, list[TaskResult]]], tasks: tuple[str, ...]) -> dict[str, Any]:
-    """Return per split and over the splits every arm's mean success with its interval; nothing without splits.
+    """Return every arm's mean success with its interval, per split and over all splits; nothing without splits.
 
-    A split's figure is the mean of its tasks' and the mean is that of the splits': each task weighs alike in its
-    split, each split alike in the mean. The intervals are of the episodes; they say nothing of the seeds.
+    Of splits only those of which every task was evaluated, and the mean only when none is missing. A split's figure is
+    the mean of its tasks' and the mean is that of the splits': each task weighs alike in its split, each split alike
+    in the mean. The intervals are of the episodes; they say nothing of the seeds.
 
     Args:
         suite: with its splits.
@@ -128,15 +129,14 @@ def splits_of(suite: Suite, results: dict[str, dict[str, list[TaskResult]]], tas
     if not parts:
         return {}
     pooled = {arm: {task: evaluation.pool(seeds) for task, seeds in per.items()} for arm, per in results.items()}
-    shares = {
-        **{name: dict.fromkeys(members, 1 / len(members)) for name, members in parts.items()},
-        "mean": {task: 1 / (len(parts) * len(members)) for members in parts.values() for task in members},
-    }
+    shares = {name: dict.fromkeys(members, 1 / len(members)) for name, members in parts.items()}
+    if parts.keys() == suite.splits.keys():
+        shares["mean"] = {task: 1 / (len(parts) * len(members)) for members in parts.values() for task in members}
     found: dict[str, Any] = {
         name: {arm: _summed(per_task, weights) for arm, per_task in pooled.items()} for name, weights in shares.items()
     }
     gap = None
-    if {"ppo", "lago"} <= pooled.keys():
+    if "mean" in shares and {"ppo", "lago"} <= pooled.keys():
         (lago, *of_lago), (ppo, *of_ppo) = (
             evaluation.weighted_mean([(pooled[arm][task], w) for task, w in shares["mean"].items()])
             for arm in ("lago", "ppo")
@@ -155,7 +155,7 @@ def _summed(per_task: dict[str, TaskResult], weights: dict[str, float]) -> dict[
 
 def _mean_of_one(suite: Suite, run: Outcome, tasks: tuple[str, ...]) -> dict[str, Any]:
     splits = splits_of(suite, {run.arm: {task: [result] for task, result in run.tasks.items()}}, tasks)
-    return {"mean": splits["splits"]["mean"][run.arm]["success"]} if splits else {}
+    return {"mean": splits["splits"]["mean"][run.arm]["success"]} if "mean" in splits.get("splits", {}) else {}
 
 
 def stages(per_run: list[dict[str, float]]) -> dict[str, dict[str, Any]]:

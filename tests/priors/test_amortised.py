@@ -19,7 +19,7 @@ from lago_fast.priors.base import ActionPrior, PriorOutput, check_frozen, prior_
 from lago_fast.priors.finetune import fit_prior
 from lago_fast.priors.latent_action import LatentActionPrior
 from lago_fast.priors.memory import Memory
-from lago_fast.priors.student import StudentConfig, distillation_kl
+from lago_fast.priors.student import Student, StudentConfig, distillation_kl
 
 SMALL = StudentConfig(
     hidden=64, instruction_width=8, audit_rows=64, audit_window=1024, refresh_rows=256, refresh_steps=50
@@ -71,6 +71,15 @@ def test_a_categorical_prior_has_students_too(encoder, choices, texts):
     assert student.heldout_kl_nats < 0.15
     answer = student.query(choices.states[:5], choices.instruction_id[:5])
     torch.testing.assert_close(answer.log_probs.exp().sum(1), torch.ones(5))
+
+
+def test_a_student_answers_the_same_however_many_words_it_knows():
+    student = Student("categorical", 3, 5, 8, StudentConfig(hidden=16, instruction_width=4))
+    generator = torch.Generator().manual_seed(0)
+    normal, table = torch.randn(6, 3, generator=generator), torch.randn(50, 8, generator=generator)
+    ids = torch.tensor([0, 3, 3, 1, 2, 0])
+    # 50 rows of words are more than the 6 that are asked about, 4 are fewer
+    torch.testing.assert_close(student(normal, table, ids).log_probs, student(normal, table[:4], ids).log_probs)
 
 
 def test_the_other_direction_can_be_distilled(exact, clones):
