@@ -51,6 +51,21 @@ def written(path, batches=12, size=25):
     return path.read_bytes(), batches * size
 
 
+def newest(content):
+    """Return where the meta page of the last transaction begins."""
+    return max((0, 4096), key=lambda page: int.from_bytes(content[page + 144 : page + 152], "little"))
+
+
+def nodes(content, page):
+    """Return of the tree's page that begins at `page` where each node stands, the page below it and its key."""
+    found = []
+    for i in range(16, int.from_bytes(content[page + 12 : page + 14], "little"), 2):
+        at = page + int.from_bytes(content[page + i : page + i + 2], "little")
+        size = int.from_bytes(content[at + 6 : at + 8], "little")
+        found.append((at, int.from_bytes(content[at : at + 6], "little"), content[at + 8 : at + 8 + size]))
+    return found
+
+
 def assert_all_or_refused(path, rows):
     """Every row of the file is right, or it is refused as corrupt; then it takes new rows, or is refused."""
     try:
@@ -174,6 +189,26 @@ def test_a_transaction_that_vanished_is_noticed(tmp_path):
     with pytest.raises(CacheCorrupt, match="a meta page names transaction"):
         open_cache(tmp_path / "altered")
     assert assert_all_or_refused(tmp_path / "whole", rows) == "read"
+
+
+def test_an_altered_branch_page_hides_no_rows(tmp_path):
+    """The key beside a child says where searches turn: wrong, it hides rows that a walk through the leaves finds."""
+    content, rows = written(tmp_path / "whole", batches=4, size=10)
+    root = 4096 * int.from_bytes(content[newest(content) + 128 :][:8], "little")
+    branches = nodes(content, root)
+    leaves = [[key for _, _, key in nodes(content, 4096 * child)] for _, child, _ in branches]
+    assert len(branches) > 2
+    assert sum(len(keys) for keys in leaves) == rows + 2
+    path = tmp_path / "altered"
+    for (at, _, key), left, right in zip(branches[1:], leaves, leaves[1:], strict=False):
+        assert key == right[0]
+        least, beyond = ((int.from_bytes(k, "big") + 1).to_bytes(16, "big") for k in (left[-1].ljust(16, b"\0"), key))
+        for other, says in ((left[-1], "refused"), (beyond, "refused"), (least, "read"), (b"", "refused")):
+            altered = bytearray(content)
+            altered[at + 6 : at + 8] = len(other).to_bytes(2, "little")
+            altered[at + 8 : at + 8 + len(other)] = other
+            path.write_bytes(altered)
+            assert assert_all_or_refused(path, rows) == says
 
 
 def test_a_ruined_lock_file_does_no_harm(tmp_path):
