@@ -40,6 +40,7 @@ _PAGE = struct.Struct("=10x HHHH")  # flags, lower, upper, first node
 _NODE = struct.Struct("=HHHH")  # size or page in two halves, flags or the page's rest, size of the key
 _BRANCH, _LEAF = 1, 2
 _EMPTY = 2**64 - 1
+_FLAGS = (0x4008, 0)  # of both trees: no folder and integer keys, none
 
 
 class Store:
@@ -294,9 +295,13 @@ def _read_metas(path: Path) -> list[tuple[int, ...]]:
         for page in range(2):
             file.seek(page * metas[0][4] if metas else 0)
             content = file.read(_META.size)
-            if len(content) < _META.size or _META.unpack(content)[:2] != (0xBEEFC0DE, 1):
+            if len(content) < _META.size:
                 break
-            metas.append(_META.unpack(content))
+            meta = _META.unpack(content)
+            # `verify` takes flags of other trees for ours, and LMDB aborts the process over some
+            if meta[:2] != (0xBEEFC0DE, 1) or (meta[5], meta[13]) != _FLAGS:
+                break
+            metas.append(meta)
         size = os.fstat(file.fileno()).st_size
     # the map would be as large as the pages that are named
     if len(metas) < 2 or any(meta[-2] * meta[4] > 2 * size + (1 << 32) for meta in metas):

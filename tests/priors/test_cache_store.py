@@ -191,6 +191,19 @@ def test_a_transaction_that_vanished_is_noticed(tmp_path):
     assert assert_all_or_refused(tmp_path / "whole", rows) == "read"
 
 
+@pytest.mark.parametrize("page", [0, 4096])
+@pytest.mark.parametrize("tree", [44, 92])
+def test_flags_of_another_tree_are_refused(tmp_path, page, tree):
+    """LMDB aborts the process over some, as DUPSORT for the free pages."""
+    content, _ = written(tmp_path / "whole", batches=4, size=10)
+    for bit in range(16):
+        altered = bytearray(content)
+        altered[page + tree + bit // 8] ^= 1 << bit % 8
+        (tmp_path / "altered").write_bytes(altered)
+        with pytest.raises(CacheCorrupt, match="its meta pages"):
+            open_cache(tmp_path / "altered")
+
+
 def test_an_altered_branch_page_hides_no_rows(tmp_path):
     """The key beside a child says where searches turn: wrong, it hides rows that a walk through the leaves finds."""
     content, rows = written(tmp_path / "whole", batches=4, size=10)
