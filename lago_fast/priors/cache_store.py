@@ -5,8 +5,10 @@
     16 bytes     key of a row -> the encoded row, and a checksum of it and its key
 
 LMDB trusts its file: a truncated or altered one can crash the process. So the whole file is verified when it is
-opened, which takes seconds per GB, and every row again when it is read. What another program writes into the file
-after that is beyond it. LMDB: Chu, "MDB: A Memory-Mapped Database and Backend for OpenLDAP", 2011.
+opened, which takes seconds per GB, and every row again when it is read. Whoever opens it finds every row committed,
+or gets CacheCorrupt. Beyond that are what another program writes into the file while it is open, damage made to
+deceive, and earlier states of the whole file: a backup, or what a power cut leaves, is a cache of the rows that it
+had then. LMDB: Chu, "MDB: A Memory-Mapped Database and Backend for OpenLDAP", 2011.
 Test: pytest tests/priors/test_cache.py
 """
 

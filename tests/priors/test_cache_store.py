@@ -191,6 +191,27 @@ def test_a_transaction_that_vanished_is_noticed(tmp_path):
     assert assert_all_or_refused(tmp_path / "whole", rows) == "read"
 
 
+@pytest.mark.parametrize("damage", ["zeros", "magic", "number", "root", "last page", "both swapped"])
+@pytest.mark.parametrize("which", ["newer", "older"])
+def test_a_damaged_meta_page_is_noticed(tmp_path, which, damage):
+    """Of two meta pages LMDB takes the one with the higher number; without it rows would be missing."""
+    content, _ = written(tmp_path / "whole", batches=4, size=10)
+    page = newest(content) ^ (0 if which == "newer" else 4096)
+    altered = bytearray(content)
+    if damage == "zeros":
+        altered[page : page + 4096] = bytes(4096)
+    elif damage == "both swapped":
+        altered[:8192] = content[4096:8192] + content[:4096]
+    else:
+        altered[page + {"magic": 16, "number": 144, "root": 128, "last page": 136}[damage]] ^= 6
+    (tmp_path / "altered").write_bytes(altered)
+    if (which, damage) == ("older", "last page"):  # nobody reads it
+        assert assert_all_or_refused(tmp_path / "altered", 40) == "read"
+    else:
+        with pytest.raises(CacheCorrupt):
+            open_cache(tmp_path / "altered")
+
+
 @pytest.mark.parametrize("page", [0, 4096])
 @pytest.mark.parametrize("tree", [44, 92])
 def test_flags_of_another_tree_are_refused(tmp_path, page, tree):
@@ -222,6 +243,29 @@ def test_an_altered_branch_page_hides_no_rows(tmp_path):
             altered[at + 8 : at + 8 + len(other)] = other
             path.write_bytes(altered)
             assert assert_all_or_refused(path, rows) == says
+
+
+def test_a_page_that_is_lost_is_noticed_unless_it_is_free(tmp_path):
+    content, rows = written(tmp_path / "whole", batches=4, size=10)
+    path, outcomes = tmp_path / "altered", {}
+    for page in range(8192, len(content), 4096):
+        path.write_bytes(content[:page] + bytes(4096) + content[page + 4096 :])
+        outcomes[page] = assert_all_or_refused(path, rows)
+    assert {*outcomes.values()} == {"refused", "read"}
+    path.write_bytes(content[:-4096])
+    assert assert_all_or_refused(path, rows) == outcomes[len(content) - 4096] == "refused"
+
+
+def test_a_commit_that_a_power_cut_took_leaves_the_rows_before_it(tmp_path):
+    """Pages are on the disk before the meta page that names them: what is left is the state before, not damage."""
+    before, rows = written(tmp_path / "before", batches=11)
+    after, _ = written(tmp_path / "after", batches=12)
+    assert before[8192:] != after[8192 : len(before)]  # free pages were used again
+    (tmp_path / "cut").write_bytes(before[:8192] + after[8192:])
+    cache = open_cache(tmp_path / "cut")
+    assert cache.stats()["file_rows"] == rows
+    cache.close()
+    assert assert_all_or_refused(tmp_path / "cut", rows) == "read"
 
 
 def test_a_ruined_lock_file_does_no_harm(tmp_path):
