@@ -5,8 +5,10 @@
     16 bytes     key of a row -> the encoded row, and a checksum of it and its key
 
 LMDB trusts its file: a truncated or altered one can crash the process. So the whole file is verified when it is
-opened, which takes seconds per GB, and every row again when it is read. What another program writes into the file
-after that is beyond it. LMDB: Chu, "MDB: A Memory-Mapped Database and Backend for OpenLDAP", 2011.
+opened, which takes seconds per GB, and every row again when it is read. Whoever opens it finds every row committed,
+or gets CacheCorrupt. Beyond that are what another program writes into the file while it is open, damage made to
+deceive, and earlier states of the whole file: a backup, or what a power cut leaves, is a cache of the rows that it
+had then. LMDB: Chu, "MDB: A Memory-Mapped Database and Backend for OpenLDAP", 2011.
 Test: pytest tests/priors/test_cache.py
 """
 
@@ -40,6 +42,7 @@ _PAGE = struct.Struct("=10x HHHH")  # flags, lower, upper, first node
 _NODE = struct.Struct("=HHHH")  # size or page in two halves, flags or the page's rest, size of the key
 _BRANCH, _LEAF = 1, 2
 _EMPTY = 2**64 - 1
+_FLAGS = (0x4008, 0)  # of both trees: no folder and integer keys, none
 
 
 class Store:
@@ -177,12 +180,23 @@ class Store:
 
     def _check_rows(self, transaction: Any) -> None:
         """Hold every row to its checksum: an altered key would hide its row from lookups."""
-        rows = (item for item in transaction.cursor() if item[0] not in (_COMMIT, _HEADER))
+        rows = (item for item in self._searched(transaction) if item[0] not in (_COMMIT, _HEADER))
         while some := dict(islice(rows, 4096)):
             if any(len(name) != _KEY_BYTES for name in some):
                 raise self._corrupt("a key of another width")
             names = torch.frombuffer(bytearray().join(some), dtype=torch.int64).view(-1, 2)
             self._unseal(names, list(some.values()))
+
+    def _searched(self, transaction: Any) -> Iterator[tuple[bytes, bytes]]:
+        """Yield what a walk through the leaves finds, once a search from the root has found it as well.
+
+        An altered key in a branch page hides rows from searches only, and `verify` walks. A cursor's search would
+        not do: it looks into the leaf where the cursor stands before it begins at the root.
+        """
+        for name, value in transaction.cursor():
+            if transaction.get(name) != value:
+                raise self._corrupt("a row that no lookup finds")
+            yield name, value
 
     def _read(self, transaction: Any, keys: Tensor) -> tuple[Tensor, Tensor]:
         names = _names(keys)
@@ -283,9 +297,13 @@ def _read_metas(path: Path) -> list[tuple[int, ...]]:
         for page in range(2):
             file.seek(page * metas[0][4] if metas else 0)
             content = file.read(_META.size)
-            if len(content) < _META.size or _META.unpack(content)[:2] != (0xBEEFC0DE, 1):
+            if len(content) < _META.size:
                 break
-            metas.append(_META.unpack(content))
+            meta = _META.unpack(content)
+            # `verify` takes flags of other trees for ours, and LMDB aborts the process over some
+            if meta[:2] != (0xBEEFC0DE, 1) or (meta[5], meta[13]) != _FLAGS:
+                break
+            metas.append(meta)
         size = os.fstat(file.fileno()).st_size
     # the map would be as large as the pages that are named
     if len(metas) < 2 or any(meta[-2] * meta[4] > 2 * size + (1 << 32) for meta in metas):

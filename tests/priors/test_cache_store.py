@@ -51,6 +51,21 @@ def written(path, batches=12, size=25):
     return path.read_bytes(), batches * size
 
 
+def newest(content):
+    """Return where the meta page of the last transaction begins."""
+    return max((0, 4096), key=lambda page: int.from_bytes(content[page + 144 : page + 152], "little"))
+
+
+def nodes(content, page):
+    """Return of the tree's page that begins at `page` where each node stands, the page below it and its key."""
+    found = []
+    for i in range(16, int.from_bytes(content[page + 12 : page + 14], "little"), 2):
+        at = page + int.from_bytes(content[page + i : page + i + 2], "little")
+        size = int.from_bytes(content[at + 6 : at + 8], "little")
+        found.append((at, int.from_bytes(content[at : at + 6], "little"), content[at + 8 : at + 8 + size]))
+    return found
+
+
 def assert_all_or_refused(path, rows):
     """Every row of the file is right, or it is refused as corrupt; then it takes new rows, or is refused."""
     try:
@@ -174,6 +189,83 @@ def test_a_transaction_that_vanished_is_noticed(tmp_path):
     with pytest.raises(CacheCorrupt, match="a meta page names transaction"):
         open_cache(tmp_path / "altered")
     assert assert_all_or_refused(tmp_path / "whole", rows) == "read"
+
+
+@pytest.mark.parametrize("damage", ["zeros", "magic", "number", "root", "last page", "both swapped"])
+@pytest.mark.parametrize("which", ["newer", "older"])
+def test_a_damaged_meta_page_is_noticed(tmp_path, which, damage):
+    """Of two meta pages LMDB takes the one with the higher number; without it rows would be missing."""
+    content, _ = written(tmp_path / "whole", batches=4, size=10)
+    page = newest(content) ^ (0 if which == "newer" else 4096)
+    altered = bytearray(content)
+    if damage == "zeros":
+        altered[page : page + 4096] = bytes(4096)
+    elif damage == "both swapped":
+        altered[:8192] = content[4096:8192] + content[:4096]
+    else:
+        altered[page + {"magic": 16, "number": 144, "root": 128, "last page": 136}[damage]] ^= 6
+    (tmp_path / "altered").write_bytes(altered)
+    if (which, damage) == ("older", "last page"):  # nobody reads it
+        assert assert_all_or_refused(tmp_path / "altered", 40) == "read"
+    else:
+        with pytest.raises(CacheCorrupt):
+            open_cache(tmp_path / "altered")
+
+
+@pytest.mark.parametrize("page", [0, 4096])
+@pytest.mark.parametrize("tree", [44, 92])
+def test_flags_of_another_tree_are_refused(tmp_path, page, tree):
+    """LMDB aborts the process over some, as DUPSORT for the free pages."""
+    content, _ = written(tmp_path / "whole", batches=4, size=10)
+    for bit in range(16):
+        altered = bytearray(content)
+        altered[page + tree + bit // 8] ^= 1 << bit % 8
+        (tmp_path / "altered").write_bytes(altered)
+        with pytest.raises(CacheCorrupt, match="its meta pages"):
+            open_cache(tmp_path / "altered")
+
+
+def test_an_altered_branch_page_hides_no_rows(tmp_path):
+    """The key beside a child says where searches turn: wrong, it hides rows that a walk through the leaves finds."""
+    content, rows = written(tmp_path / "whole", batches=4, size=10)
+    root = 4096 * int.from_bytes(content[newest(content) + 128 :][:8], "little")
+    branches = nodes(content, root)
+    leaves = [[key for _, _, key in nodes(content, 4096 * child)] for _, child, _ in branches]
+    assert len(branches) > 2
+    assert sum(len(keys) for keys in leaves) == rows + 2
+    path = tmp_path / "altered"
+    for (at, _, key), left, right in zip(branches[1:], leaves, leaves[1:], strict=False):
+        assert key == right[0]
+        least, beyond = ((int.from_bytes(k, "big") + 1).to_bytes(16, "big") for k in (left[-1].ljust(16, b"\0"), key))
+        for other, says in ((left[-1], "refused"), (beyond, "refused"), (least, "read"), (b"", "refused")):
+            altered = bytearray(content)
+            altered[at + 6 : at + 8] = len(other).to_bytes(2, "little")
+            altered[at + 8 : at + 8 + len(other)] = other
+            path.write_bytes(altered)
+            assert assert_all_or_refused(path, rows) == says
+
+
+def test_a_page_that_is_lost_is_noticed_unless_it_is_free(tmp_path):
+    content, rows = written(tmp_path / "whole", batches=4, size=10)
+    path, outcomes = tmp_path / "altered", {}
+    for page in range(8192, len(content), 4096):
+        path.write_bytes(content[:page] + bytes(4096) + content[page + 4096 :])
+        outcomes[page] = assert_all_or_refused(path, rows)
+    assert {*outcomes.values()} == {"refused", "read"}
+    path.write_bytes(content[:-4096])
+    assert assert_all_or_refused(path, rows) == outcomes[len(content) - 4096] == "refused"
+
+
+def test_a_commit_that_a_power_cut_took_leaves_the_rows_before_it(tmp_path):
+    """Pages are on the disk before the meta page that names them: what is left is the state before, not damage."""
+    before, rows = written(tmp_path / "before", batches=11)
+    after, _ = written(tmp_path / "after", batches=12)
+    assert before[8192:] != after[8192 : len(before)]  # free pages were used again
+    (tmp_path / "cut").write_bytes(before[:8192] + after[8192:])
+    cache = open_cache(tmp_path / "cut")
+    assert cache.stats()["file_rows"] == rows
+    cache.close()
+    assert assert_all_or_refused(tmp_path / "cut", rows) == "read"
 
 
 def test_a_ruined_lock_file_does_no_harm(tmp_path):
