@@ -6,6 +6,7 @@ Test: pytest tests/algorithms
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from lago_fast import ops
 from lago_fast.algorithms.atomic import replacing
 from lago_fast.algorithms.flat_adam import FlatAdam
+from lago_fast.algorithms.guard import Guard, GuardSettings, guard_for, settings_of
 from lago_fast.algorithms.gymnasium_vector import GymnasiumVecEnv
 from lago_fast.algorithms.heads import PolicysOwnHead, make_head
 from lago_fast.algorithms.kl_coefficient import AUTO_START, KLCoefficient
@@ -61,6 +63,8 @@ class FastKLPPO(PPO):
         kl_placement: "loss" adds the KL to the loss; "reward" subtracts it from each step's reward.
         prior_temperature: the prior is raised to 1 / temperature and renormalised.
         warm_start: spend the first rollout on fitting the policy to the prior, with no PPO update.
+        guard: let the KL of a group of rows (per task or instruction) count less where following the prior does
+            not improve the advantage: True, or `GuardSettings`; with kl_placement="loss" and no kl_coef="auto".
         impl: implementation of the loss op (`lago_fast.ops`); the other ops take the same name where it is
             written for them, else "auto". `impls` says what came of it.
 
@@ -108,6 +112,7 @@ class FastKLPPO(PPO):
         kl_placement: str = "loss",
         prior_temperature: float = 1.0,
         warm_start: bool = False,
+        guard: bool | GuardSettings | None = None,
         impl: str = "auto",
     ) -> None:
         if rollout_buffer_class is not None or rollout_buffer_kwargs:
@@ -120,6 +125,13 @@ class FastKLPPO(PPO):
             raise UnsupportedArgument(f"prior_temperature={prior_temperature}: give a number above 0")
         if warm_start and prior is None and _init_setup_model:
             raise UnsupportedArgument("warm_start: there is nothing to start from without a prior; pass prior=")
+        guard_settings = settings_of(guard)
+        if guard_settings is not None and (kl_placement == "reward" or kl_coef == "auto"):
+            raise UnsupportedArgument(
+                "guard: it weighs the KL in the loss by itself; use kl_placement='loss' and a kl_coef"
+            )
+        if guard_settings is not None and prior is None and _init_setup_model:
+            raise UnsupportedArgument("guard: there is nothing to guard without a prior; pass prior=")
         if torch.device("cpu" if device == "auto" else device).type == "cuda" and not torch.cuda.is_available():
             raise DeviceUnavailable(f"device={device!r}: this machine has no CUDA device; use device='cpu' or 'auto'")
         self.kl_coef, self.target_prior_kl = kl_coef, target_prior_kl
@@ -127,6 +139,10 @@ class FastKLPPO(PPO):
         self.prior_temperature, self.warm_start, self.impl = prior_temperature, warm_start, impl
         self.prior = prior
         self.prior_digest: str | None = None
+        # plain numbers, which a saved model holds as text
+        self.guard = None if guard_settings is None else asdict(guard_settings)
+        self.guard_state: dict[str, list[float]] | None = None
+        self._guard: Guard | None = None
         self.auto_kl_coef = AUTO_START  # what kl_coef="auto" has come to
         self._kl_coefficient = KLCoefficient(kl_coef, target_prior_kl)
         super().__init__(
@@ -233,6 +249,7 @@ class FastKLPPO(PPO):
             assert self.env is not None
             self._lane = lane_of(self.env)
             self._instruction_id = self._lane.begin()
+            self._guard = guard_for(settings_of(self.guard), self.env, self._buffer, self.guard_state)
         return result
 
     # ---- collection -------------------------------------------------------------------------------------------
@@ -293,6 +310,7 @@ class FastKLPPO(PPO):
         if self.prior is not None:
             self._query_prior(self.prior)
         buffer.compute_returns_and_advantage(self.gamma, self.gae_lambda, self.impls["gae"])
+        self._let_guard_weigh(buffer)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -329,6 +347,7 @@ class FastKLPPO(PPO):
         assert not isinstance(self._head, PolicysOwnHead)
         for column, output in zip(buffer.prior_outputs, self._head.prior_outputs(answer), strict=True):
             column.copy_(output.reshape(column.shape))
+        buffer.trust = None if answer.trust is None else answer.trust.reshape(buffer.values.shape)
         if torch.isnan(torch.stack([column.sum() for column in buffer.prior_outputs])).any():
             raise NonFiniteError("prior: it answered NaN; check its files with `lago info`, or fit it again")
         for key, value in prior.telemetry().items():
@@ -341,6 +360,11 @@ class FastKLPPO(PPO):
             buffer.rewards -= self._kl_coefficient.value(self._current_progress_remaining) * kl.reshape_as(
                 buffer.rewards
             )
+
+    def _let_guard_weigh(self, buffer: RolloutBuffer) -> None:
+        """Have the guard decide how much each row's KL counts in the update to come."""
+        if self._guard is not None and self.prior is not None and not isinstance(self._head, PolicysOwnHead):
+            self.guard_state = self._guard.weigh(self._head, buffer, self.prior_temperature, self.logger)
 
     def _prior_kl(self, outputs: tuple[Tensor, ...], prior: tuple[Tensor, ...]) -> Tensor:
         assert not isinstance(self._head, PolicysOwnHead)
@@ -454,6 +478,7 @@ class FastKLPPO(PPO):
             "_buffer",
             "_prior_ids",
             "_instruction_id",
+            "_guard",
             "_kl_coefficient",
             "impls",
         ]
