@@ -31,6 +31,7 @@ OURS = {
     "kl_placement",
     "prior_temperature",
     "warm_start",
+    "guard",
     "impl",
 }
 

@@ -27,16 +27,16 @@ LOGGED_GROUPS = 16  # more are not logged one by one
 
 @dataclass(frozen=True)
 class GuardSettings:
-    """How the guard decides.
+    """How the guard decides; evidence is counted in standard errors.
 
     Args:
         memory: share of the evidence that is kept from rollout to rollout, in [0, 1).
-        proof: standard errors above 0 with which the prior's means have earned the benefit of the doubt, and below 0
-            with which either part loses it, above 0.
-        burden: how much the log of a weight falls per rollout until then, at least 0.
-        doubt: standard errors below 0 from which on the evidence speaks against the prior, at least 0.
-        step: how much the log of a weight falls per standard error beyond `doubt`, above 0.
-        recovery: how much the log of a weight rises per rollout with the benefit of the doubt, above 0.
+        doubt: from this much evidence on a weight moves by it, down or up, at least 0.
+        step: how much the log of a weight moves per standard error beyond `doubt`, above 0.
+        proof: this much evidence that its means help earns a prior the benefit of the doubt, and this much against
+            either of its parts loses it, above 0.
+        burden: how much the log of a weight falls per rollout while nothing was earned, at least 0.
+        recovery: how much it rises per rollout with the benefit of the doubt, at least 0.
         least: smallest weight, in (0, 1].
         start: first weight, from `least` to 1.
         block_steps: neighbouring steps of one env that count as one observation, since their advantages share what
@@ -49,10 +49,10 @@ class GuardSettings:
     proof: float = 2.0
     burden: float = 0.1
     doubt: float = 1.0
-    step: float = 0.3
+    step: float = 1.0
     recovery: float = 0.1
-    least: float = 0.01
-    start: float = 1.0
+    least: float = 0.001
+    start: float = 0.01
     block_steps: int = 32
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class GuardSettings:
             ("burden", 0 <= self.burden < math.inf, "at least 0"),
             ("doubt", 0 <= self.doubt < math.inf, "at least 0"),
             ("step", 0 < self.step < math.inf, "above 0"),
-            ("recovery", 0 < self.recovery < math.inf, "above 0"),
+            ("recovery", 0 <= self.recovery < math.inf, "at least 0"),
             ("least", 0 < self.least <= 1, "in (0, 1]"),
             ("start", self.least <= self.start <= 1, "from `least` to 1"),
             ("block_steps", self.block_steps >= 1, "at least 1"),
@@ -169,7 +169,11 @@ class Guard:
                 self.earned[g] = 0.0
             elif self.direction[g] > s.proof:
                 self.earned[g] = 1.0
-            change = s.step * (worst + s.doubt) if worst < -s.doubt else s.recovery if self.earned[g] else -s.burden
+            if worst < -s.doubt:
+                change = s.step * (worst + s.doubt)
+            else:
+                change = s.step * max(0.0, self.direction[g] - s.doubt)
+                change += s.recovery if self.earned[g] else -s.burden
             self.weights[g] = min(1.0, max(s.least, self.weights[g] * math.exp(change)))
 
     def weigh(
