@@ -28,7 +28,7 @@ from lago_fast.algorithms.guard import Guard, GuardSettings, guard_for, settings
 from lago_fast.algorithms.gymnasium_vector import GymnasiumVecEnv
 from lago_fast.algorithms.heads import PolicysOwnHead, make_head
 from lago_fast.algorithms.kl_coefficient import AUTO_START, KLCoefficient
-from lago_fast.algorithms.lanes import episode_info, lane_of
+from lago_fast.algorithms.lanes import Episode, episode_info, lane_of
 from lago_fast.algorithms.prior_match import check_prior, match_env
 from lago_fast.algorithms.safe_load import safe_objects
 from lago_fast.algorithms.update_log import record_update
@@ -63,8 +63,8 @@ class FastKLPPO(PPO):
         kl_placement: "loss" adds the KL to the loss; "reward" subtracts it from each step's reward.
         prior_temperature: the prior is raised to 1 / temperature and renormalised.
         warm_start: spend the first rollout on fitting the policy to the prior, with no PPO update.
-        guard: let the KL of a group of rows (per task or instruction) count less where following the prior does
-            not improve the advantage: True, or `GuardSettings`; with kl_placement="loss" and no kl_coef="auto".
+        guard: let the KL of a task (or instruction) count by whether the prior, which plays some episodes of its own
+            first, does better than the policy: True, or `GuardSettings`; with kl_placement="loss", no kl_coef="auto".
         impl: implementation of the loss op (`lago_fast.ops`); the other ops take the same name where it is
             written for them, else "auto". `impls` says what came of it.
 
@@ -250,6 +250,7 @@ class FastKLPPO(PPO):
             self._lane = lane_of(self.env)
             self._instruction_id = self._lane.begin()
             self._guard = guard_for(settings_of(self.guard), self.env, self._buffer, self.guard_state)
+        self._let_prior_play(result[0])
         return result
 
     # ---- collection -------------------------------------------------------------------------------------------
@@ -286,10 +287,7 @@ class FastKLPPO(PPO):
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-            for episode in episodes:
-                self.ep_info_buffer.append(episode_info(episode, self.start_time / 1e9))  # type: ignore[union-attr]
-                if episode.success is not None:
-                    self.ep_success_buffer.append(episode.success)  # type: ignore[union-attr]
+            self._note_episodes(episodes)
             for column, array in (
                 (buffer.rewards, step.reward),
                 (buffer.terminated, step.terminated),
@@ -314,6 +312,15 @@ class FastKLPPO(PPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _note_episodes(self, episodes: list[Episode]) -> None:
+        """Keep what is known of episodes that just ended."""
+        if self._guard is not None:
+            self._guard.note(self._guard.policy, episodes, self._instruction_id)
+        for episode in episodes:
+            self.ep_info_buffer.append(episode_info(episode, self.start_time / 1e9))  # type: ignore[union-attr]
+            if episode.success is not None:
+                self.ep_success_buffer.append(episode.success)  # type: ignore[union-attr]
 
     @torch.no_grad()
     def _act(self, buffer: RolloutBuffer, t: int) -> np.ndarray:
@@ -363,8 +370,32 @@ class FastKLPPO(PPO):
 
     def _let_guard_weigh(self, buffer: RolloutBuffer) -> None:
         """Have the guard decide how much each row's KL counts in the update to come."""
-        if self._guard is not None and self.prior is not None and not isinstance(self._head, PolicysOwnHead):
-            self.guard_state = self._guard.weigh(self._head, buffer, self.prior_temperature, self.logger)
+        if self._guard is not None:
+            self.guard_state = self._guard.weigh(buffer, self.logger)
+
+    def _let_prior_play(self, total_timesteps: int) -> None:
+        """Have the guard see episodes of the prior, which count as env steps; the env starts anew after them."""
+        if self._guard is None or self._guard.knows_prior:
+            return
+        assert self.env is not None
+        most = self._guard.settings.probe_share * total_timesteps
+        self.num_timesteps += self._guard.watch_prior(
+            self._lane, self._prior_actions, self._last_obs, self._instruction_id, most
+        )
+        self._last_obs = self.env.reset()  # type: ignore[assignment]  # as SB3's own reset
+        self._instruction_id = self._lane.begin()
+
+    @torch.no_grad()
+    def _prior_actions(self, observations: Any, instruction_id: np.ndarray) -> np.ndarray:
+        """Return actions drawn from the prior as the env takes them."""
+        assert self.prior is not None
+        assert not isinstance(self._head, PolicysOwnHead)
+        seen = self._buffer.as_tensors(observations)
+        assert isinstance(seen, Tensor)
+        ids = self._prior_ids[torch.from_numpy(instruction_id).to(self.device)]
+        answer = self.prior.query(seen.flatten(1)[:, : self.prior.state_dim], ids)
+        actions = self._head.sample(self._head.prior_outputs(answer))[0].cpu().numpy()
+        return self._bounded(actions.reshape(self.n_envs, *self.action_space.shape))  # type: ignore[misc]
 
     def _prior_kl(self, outputs: tuple[Tensor, ...], prior: tuple[Tensor, ...]) -> Tensor:
         assert not isinstance(self._head, PolicysOwnHead)

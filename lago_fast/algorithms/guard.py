@@ -1,72 +1,66 @@
-"""The guard: how much the KL to a prior counts, found out per group of rows while training.
+"""The guard: how much the KL to a prior counts, by whether the prior does better than the policy does.
 
-A policy that moves a little towards the prior, pi^(1-e) p^e renormalised, changes its return by e E[A x], where A is
-the advantage and x = log p(a|s) - log pi(a|s) + KL(pi(.|s) || p(.|s)), whose mean in every state is 0. A rollout holds
-an estimate of that slope for each group; where it is clearly negative the prior's weight falls, and it recovers where
-it is not. Reasons, measurements and what failed: docs/guard.md. Test: pytest tests/algorithms/test_guard.py
+Before training the prior plays some episodes of each group itself. After every rollout the returns of the policy's
+own episodes are compared with theirs: the KL counts while the prior is the better of the two, less and less while
+neither is, and nearly nothing once the policy is. Reasons, measurements and what failed: docs/guard.md.
+Test: pytest tests/algorithms/test_guard.py
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor
 
-from lago_fast.algorithms.heads import CategoricalHead, GaussianHead
-from lago_fast.algorithms.lanes import array_lane_of
+from lago_fast.algorithms.lanes import Episode, Lane, array_lane_of
 from lago_fast.buffers import RolloutBuffer
 from lago_fast.errors import UnsupportedArgument
 
 ROWS_OF_GROUP = 256  # of a rollout, that an instruction must have on average to be a group of its own
 LOGGED_GROUPS = 16  # more are not logged one by one
 
+State = dict[str, list[float]]
+
 
 @dataclass(frozen=True)
 class GuardSettings:
-    """How the guard decides; evidence is counted in standard errors.
+    """How the guard decides.
 
     Args:
-        memory: share of the evidence that is kept from rollout to rollout, in [0, 1).
-        doubt: from this much evidence on a weight moves by it, down or up, at least 0.
-        step: how much the log of a weight moves per standard error beyond `doubt`, above 0.
-        proof: this much evidence that its means help earns a prior the benefit of the doubt, and this much against
-            either of its parts loses it, above 0.
-        burden: how much the log of a weight falls per rollout while nothing was earned, at least 0.
-        recovery: how much it rises per rollout with the benefit of the doubt, at least 0.
-        least: smallest weight, in (0, 1].
-        start: first weight, from `least` to 1.
-        block_steps: neighbouring steps of one env that count as one observation, since their advantages share what
-            happened; at least 1.
+        episodes: that the prior plays of each group before training, at least 2.
+        probe_share: of the training's env steps, which the prior may take for them at most, in (0, 1].
+        window: of the policy's newest episodes whose returns count, about, at least 2.
+        doubt: standard errors of the difference of the returns from which on one of the two is the better, at least 0.
+        step: how much the log of a weight moves per rollout and standard error beyond `doubt`, above 0.
+        burden: how much it falls per rollout where neither is the better, at least 0.
+        least: smallest weight, and the first, in (0, 1].
 
     Raises UnsupportedArgument when one is out of range.
     """
 
-    memory: float = 0.7
-    proof: float = 2.0
-    burden: float = 0.1
+    episodes: int = 16
+    probe_share: float = 0.1
+    window: int = 32
     doubt: float = 1.0
     step: float = 1.0
-    recovery: float = 0.1
+    burden: float = 0.2
     least: float = 0.001
-    start: float = 0.01
-    block_steps: int = 32
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
         for name, fits, wanted in (
-            ("memory", 0 <= self.memory < 1, "in [0, 1)"),
-            ("proof", 0 < self.proof < math.inf, "above 0"),
-            ("burden", 0 <= self.burden < math.inf, "at least 0"),
+            ("episodes", self.episodes >= 2, "at least 2"),
+            ("probe_share", 0 < self.probe_share <= 1, "in (0, 1]"),
+            ("window", self.window >= 2, "at least 2"),
             ("doubt", 0 <= self.doubt < math.inf, "at least 0"),
             ("step", 0 < self.step < math.inf, "above 0"),
-            ("recovery", 0 <= self.recovery < math.inf, "at least 0"),
+            ("burden", 0 <= self.burden < math.inf, "at least 0"),
             ("least", 0 < self.least <= 1, "in (0, 1]"),
-            ("start", self.least <= self.start <= 1, "from `least` to 1"),
-            ("block_steps", self.block_steps >= 1, "at least 1"),
         ):
             if not fits:
                 raise UnsupportedArgument(f"guard: {name}={getattr(self, name)}: give a number {wanted}")
@@ -88,40 +82,33 @@ def settings_of(guard: "bool | GuardSettings | Mapping[str, Any] | None") -> Gua
     raise UnsupportedArgument(f"guard={guard!r}: give True, False or a GuardSettings")
 
 
-def slope_of_return(
-    advantages: Tensor, towards: Tensor, valid: Tensor, group: Tensor, groups: int, block_steps: int
-) -> Tensor:
-    """Return what moving towards the prior would do to the return of each group, in standard errors, float64 [G].
-
-    The error is that of independent blocks of `block_steps` steps of one env, with mean 0 (cluster-robust; Liang and
-    Zeger, Biometrika 73, 1986). A group without a valid row has 0.
+class Returns:
+    """Mean and variance of the returns of each group; the older ones are forgotten beyond `window` episodes.
 
     Args:
-        advantages: [T, N].
-        towards: [T, N], x of the module's docstring.
-        valid: [T, N] bool.
-        group: [T, N] int64, below `groups`.
-        groups: G.
-        block_steps: steps of one block.
+        groups: how many.
+        window: of episodes; None: all count alike.
     """
-    steps, envs = valid.shape
-    counts = torch.zeros(groups, dtype=torch.float64, device=valid.device)
-    totals = torch.zeros_like(counts)
-    kept = valid.double()
-    advantages = torch.where(valid, advantages.double(), 0.0)
-    counts.index_add_(0, group.flatten(), kept.flatten())
-    totals.index_add_(0, group.flatten(), advantages.flatten())
-    # a constant is no reason to go anywhere, and where values are not learnt yet it is large
-    centred = advantages - (totals / counts.clamp(min=1))[group]
-    product = torch.where(valid, centred * towards.double(), 0.0)
-    block = torch.arange(steps, device=valid.device)[:, None] // block_steps * envs
-    block = block + torch.arange(envs, device=valid.device)
-    blocks = (steps - 1) // block_steps * envs + envs
-    sums = torch.zeros(blocks * groups, dtype=torch.float64, device=valid.device)
-    sums.index_add_(0, (block * groups + group).flatten(), product.flatten())
-    sums = sums.view(blocks, groups)
-    error = sums.square().sum(dim=0).sqrt()
-    return torch.where(error > 0, sums.sum(dim=0) / error, 0.0)
+
+    def __init__(self, groups: int, window: int | None = None) -> None:
+        self.window = window
+        self.count, self.mean, self.variance = ([0.0] * groups for _ in range(3))
+
+    def add(self, group: int, value: float) -> None:
+        """Take in an episode; a return that is not finite is left out."""
+        if not math.isfinite(value):
+            return
+        most = math.inf if self.window is None else self.window
+        self.count[group] = min(self.count[group] + 1, most)
+        share = 1 / self.count[group]
+        distance = value - self.mean[group]
+        self.mean[group] += share * distance
+        self.variance[group] = (1 - share) * (self.variance[group] + share * distance**2)
+
+    def squared_error(self, group: int) -> float:
+        """Return the squared standard error of the mean, infinity for fewer than two episodes."""
+        count = self.count[group]
+        return self.variance[group] / (count - 1) if count > 1 else math.inf
 
 
 class Guard:
@@ -130,77 +117,101 @@ class Guard:
     Args:
         settings: how it decides.
         names: of the groups, as they are logged.
-        group: [T, N] int64, of each row; None: `instruction_id` of the rollout's rows is their group.
+        env_group: [N] int64, of each env; None: the instruction of an episode is its group.
         state: of a guard before, as `state` returns it; None, or one of other groups: a new start.
     """
 
     def __init__(
-        self,
-        settings: GuardSettings,
-        names: Sequence[str],
-        group: Tensor | None = None,
-        state: Mapping[str, list[float]] | None = None,
+        self, settings: GuardSettings, names: Sequence[str], env_group: np.ndarray | None, state: State | None = None
     ) -> None:
-        self.settings, self.names, self.group = settings, list(names), group
+        self.settings, self.names, self.env_group = settings, list(names), env_group
         count = len(self.names)
-        self.weights, self.earned = [settings.start] * count, [0.0] * count
-        # of the means and of the spread; in standard errors, of variance 1 where the prior makes no difference
-        self.direction, self.spread = [0.0] * count, [0.0] * count
+        self.weights = [settings.least] * count
+        self.prior, self.policy = Returns(count), Returns(count, settings.window)
         if state is not None and len(state["weights"]) == count:
-            for name, column in state.items():
-                setattr(self, name, list(column))
+            self.weights = list(state["weights"])
+            for name, kept in (("prior", self.prior), ("policy", self.policy)):
+                for column in ("count", "mean", "variance"):
+                    setattr(kept, column, list(state[f"{name}_{column}"]))
 
     @property
-    def state(self) -> dict[str, list[float]]:
+    def state(self) -> State:
         """Return all that it has learnt, as plain numbers."""
-        return {name: list(getattr(self, name)) for name in ("weights", "earned", "direction", "spread")}
+        kept = {"weights": list(self.weights)}
+        for name, returns in (("prior", self.prior), ("policy", self.policy)):
+            for column in ("count", "mean", "variance"):
+                kept[f"{name}_{column}"] = list(getattr(returns, column))
+        return kept
 
-    def observe(self, direction: Tensor, spread: Tensor) -> None:
-        """Take the slopes [G] of a rollout into the evidence and move the weights; what is not finite is left out."""
-        s = self.settings
-        for g, found in enumerate(zip(direction.tolist(), spread.tolist(), strict=True)):
-            if not all(map(math.isfinite, found)) or found == (0.0, 0.0):
-                continue
-            # Stouffer's sum, so that the evidence keeps its variance
-            for evidence, new in zip((self.direction, self.spread), found, strict=True):
-                evidence[g] = s.memory * evidence[g] + math.sqrt(1 - s.memory**2) * new
-            worst = min(self.direction[g], self.spread[g])
-            if worst < -s.proof:
-                self.earned[g] = 0.0
-            elif self.direction[g] > s.proof:
-                self.earned[g] = 1.0
-            if worst < -s.doubt:
-                change = s.step * (worst + s.doubt)
-            else:
-                change = s.step * max(0.0, self.direction[g] - s.doubt)
-                change += s.recovery if self.earned[g] else -s.burden
-            self.weights[g] = min(1.0, max(s.least, self.weights[g] * math.exp(change)))
+    @property
+    def knows_prior(self) -> bool:
+        """Tell whether the prior has played all the episodes that it is to be judged by."""
+        return min(self.prior.count) >= self.settings.episodes
 
-    def weigh(
-        self, head: GaussianHead | CategoricalHead, buffer: RolloutBuffer, temperature: float, logger: Logger
-    ) -> dict[str, list[float]]:
-        """Look at a finished rollout, write its `kl_weight` for the update to come, and return the new `state`."""
-        group = buffer.instruction_id if self.group is None else self.group
-        outputs, prior = (
-            tuple(column.flatten(0, 1) for column in columns)
-            for columns in (buffer.policy_outputs, buffer.prior_outputs)
-        )
-        towards = head.towards_prior(outputs, prior, buffer.actions.flatten(0, 1), temperature)
-        self.observe(
-            *(
-                slope_of_return(
-                    buffer.advantages,
-                    part.reshape(group.shape),
-                    buffer.valid,
-                    group,
-                    len(self.names),
-                    self.settings.block_steps,
-                )
-                for part in towards
+    def note(self, returns: Returns, episodes: Sequence[Episode], instruction_id: np.ndarray) -> None:
+        """Take in episodes, given the instruction of each env while they lasted [N]."""
+        of_env = instruction_id if self.env_group is None else self.env_group
+        for episode in episodes:
+            returns.add(int(of_env[episode.env]), episode.total_reward)
+
+    def watch_prior(
+        self,
+        lane: Lane,
+        act: Callable[[Any, np.ndarray], np.ndarray],
+        observation: Any,
+        instruction_id: np.ndarray,
+        most: float,
+    ) -> int:
+        """Let the prior play until it has played all its episodes, or `most` env steps; return how many it took.
+
+        Args:
+            lane: of envs that were just reset.
+            act: maps observations and instruction ids to the prior's actions.
+            observation, instruction_id: of the envs.
+            most: env steps; a warning says where they were too few to judge.
+
+        Raises:
+            UnsupportedArgument: episodes end, and the env does not say with what return.
+        """
+        taken = ended = 0
+        while not self.knows_prior and taken < most:
+            step = lane.step(act(observation, instruction_id))
+            self.note(self.prior, step.episodes, instruction_id)
+            taken += int(step.valid.sum())
+            ended += int((step.terminated | step.truncated).sum())
+            observation, instruction_id = step.observation, step.instruction_id
+            if ended and not any(self.prior.count):
+                raise UnsupportedArgument("env: a guard needs the returns of episodes; wrap the env in a VecMonitor")
+        if min(self.prior.count) < 2:
+            warnings.warn(
+                f"guard: the prior played {sum(self.prior.count):g} whole episodes of {len(self.names)} groups in "
+                f"{taken} env steps and counts for nothing where it played fewer than 2; raise probe_share",
+                stacklevel=2,
             )
-        )
-        weights = torch.tensor(self.weights, dtype=torch.float32, device=group.device)[group]
-        buffer.kl_weight = weights if buffer.trust is None else weights * buffer.trust
+        return taken
+
+    def advantage_of_prior(self, group: int) -> float:
+        """Return by how many standard errors the prior's mean return is above the policy's; 0 where one is unknown."""
+        squared = self.prior.squared_error(group) + self.policy.squared_error(group)
+        difference = self.prior.mean[group] - self.policy.mean[group]
+        if not math.isfinite(squared) or difference == 0.0:
+            return 0.0
+        return difference / math.sqrt(squared) if squared > 0 else math.copysign(math.inf, difference)
+
+    def weigh(self, buffer: RolloutBuffer, logger: Logger) -> State:
+        """Move the weights after a rollout, write its `kl_weight` for the update to come, return the new `state`."""
+        s = self.settings
+        for g in range(len(self.names)):
+            found = self.advantage_of_prior(g)
+            beyond = max(0.0, abs(found) - s.doubt)
+            change = math.copysign(s.step * beyond, found) if beyond > 0 else -s.burden
+            self.weights[g] = min(1.0, max(s.least, self.weights[g] * math.exp(min(change, -math.log(s.least)))))
+        weights = torch.tensor(self.weights, dtype=torch.float32, device=buffer.device)
+        if self.env_group is None:
+            rows = weights[buffer.instruction_id]
+        else:
+            rows = weights[torch.as_tensor(self.env_group, device=buffer.device)].expand_as(buffer.values).contiguous()
+        buffer.kl_weight = rows if buffer.trust is None else rows * buffer.trust
         self._record(logger, buffer)
         return self.state
 
@@ -212,13 +223,10 @@ class Guard:
         if len(self.names) <= LOGGED_GROUPS:
             for g, name in enumerate(self.names):
                 logger.record(f"prior/guard_weight_{name}", self.weights[g])
-                logger.record(f"prior/guard_direction_{name}", self.direction[g])
-                logger.record(f"prior/guard_spread_{name}", self.spread[g])
+                logger.record(f"prior/guard_advantage_{name}", self.advantage_of_prior(g))
 
 
-def guard_for(
-    settings: GuardSettings | None, env: VecEnv, buffer: RolloutBuffer, state: Mapping[str, list[float]] | None
-) -> Guard | None:
+def guard_for(settings: GuardSettings | None, env: VecEnv, buffer: RolloutBuffer, state: State | None) -> Guard | None:
     """Return the guard of a training, None without settings.
 
     A group is a task where the env's array lane names tasks; else an instruction, where the env names several and a
@@ -227,12 +235,10 @@ def guard_for(
     if settings is None:
         return None
     about: Any = array_lane_of(env) or env
-    rows = buffer.n_steps, buffer.n_envs
     task_id = getattr(about, "task_id", None)
     if task_id is not None:
-        group = torch.as_tensor(task_id, device=buffer.device).expand(rows).contiguous()
-        return Guard(settings, about.tasks, group, state)
+        return Guard(settings, about.tasks, np.asarray(task_id), state)
     texts = getattr(about, "instructions", [])
-    if len(texts) > 1 and math.prod(rows) >= ROWS_OF_GROUP * len(texts):
+    if len(texts) > 1 and buffer.n_steps * buffer.n_envs >= ROWS_OF_GROUP * len(texts):
         return Guard(settings, texts, None, state)
-    return Guard(settings, ["all"], torch.zeros(rows, dtype=torch.int64, device=buffer.device), state)
+    return Guard(settings, ["all"], np.zeros(buffer.n_envs, dtype=np.int64), state)

@@ -23,8 +23,6 @@ from lago_fast.priors.base import PriorOutput
 # a subclass that replaces one of these decides itself what its actions and values are
 POLICY_METHODS = ("forward", "evaluate_actions", "extract_features", "predict_values", "_get_action_dist_from_latent")
 
-LEAST_LOG_PROB = -100.0  # a prior that excludes an action says no more against it than that
-
 
 class Acted(NamedTuple):
     actions: Tensor  # [B, ...], not clipped
@@ -72,17 +70,6 @@ class GaussianHead:
         if prior.mean is None or prior.log_std is None:
             raise PriorMismatch("prior: a Box action space needs a prior that returns mean and log_std")
         return prior.mean, prior.log_std.expand_as(prior.mean)
-
-    def towards_prior(
-        self, outputs: tuple[Tensor, ...], prior: tuple[Tensor, ...], actions: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        """Return the parts [B] of log p - log pi + KL(pi || p) that turn the policy, and that sharpen or blunt it."""
-        (mean, log_std), (prior_mean, prior_log_std) = outputs, prior
-        prior_precision = (-2 * prior_log_std).exp() / temperature
-        distance = actions - mean
-        direction = (distance * (prior_mean - mean) * prior_precision).sum(dim=-1)
-        excess = (distance * (-log_std).exp()).square() - 1
-        return direction, 0.5 * ((1 - (2 * log_std).exp() * prior_precision) * excess).sum(dim=-1)
 
     def prior_kl(self, outputs: tuple[Tensor, ...], prior: tuple[Tensor, ...], **options: Any) -> Tensor:
         """Return the exact KL [B] in nats."""
@@ -163,22 +150,6 @@ class CategoricalHead:
         if prior.log_probs is None:
             raise PriorMismatch("prior: a Discrete action space needs a prior that returns log_probs")
         return (prior.log_probs,)
-
-    def towards_prior(
-        self, outputs: tuple[Tensor, ...], prior: tuple[Tensor, ...], actions: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        """Return the parts [B] of log p - log pi + KL(pi || p) that turn the policy, and that sharpen or blunt it."""
-        log_policy = outputs[0].log_softmax(dim=-1).clamp(min=LEAST_LOG_PROB)
-        policy = log_policy.exp()
-        log_prior = (prior[0] / temperature).log_softmax(dim=-1).clamp(min=LEAST_LOG_PROB)
-        towards = log_prior - log_policy
-        towards = towards - (policy * towards).sum(dim=-1, keepdim=True)
-        # pi^(1 + e) is sharper; its derivative
-        sharper = log_policy - (policy * log_policy).sum(dim=-1, keepdim=True)
-        share = (policy * towards * sharper).sum(dim=-1) / (policy * sharper.square()).sum(dim=-1).clamp(min=1e-12)
-        at = actions.unsqueeze(-1)
-        spread = share * sharper.gather(-1, at).squeeze(-1)
-        return towards.gather(-1, at).squeeze(-1) - spread, spread
 
     def prior_kl(self, outputs: tuple[Tensor, ...], prior: tuple[Tensor, ...], **options: Any) -> Tensor:
         """Return the exact KL [B] in nats."""

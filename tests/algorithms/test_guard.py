@@ -1,158 +1,111 @@
-"""The guard's slope is the derivative that it claims to be; its weights fall and recover; they survive saving."""
+"""The guard compares the returns of prior and policy; its weights fall and rise by that, and survive saving."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.vec_env import VecEnvWrapper
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
 from lago_fast import FastKLPPO, errors
-from lago_fast.algorithms.guard import Guard, GuardSettings, guard_for, settings_of, slope_of_return
-from lago_fast.algorithms.heads import CategoricalHead, GaussianHead
+from lago_fast.algorithms.guard import Guard, GuardSettings, Returns, guard_for, settings_of
+from lago_fast.algorithms.lanes import Episode
 from lago_fast.buffers import RolloutBuffer
-from tests.algorithms.point_env import ScriptedPrior
+from tests.algorithms.point_env import DiscretePointEnv, PointEnv, ScriptedPrior
 from tests.algorithms.test_fast_kl_ppo import SMALL, point_env
 
-ONE = torch.zeros(4, 2, dtype=torch.int64)  # one group
+FEW = GuardSettings(episodes=8, window=8, probe_share=1.0)
 
 
-def slope(advantages, towards, valid=None, group=ONE, groups=1, block_steps=2):
-    valid = torch.ones(4, 2, dtype=torch.bool) if valid is None else valid
-    return slope_of_return(torch.tensor(advantages), torch.tensor(towards), valid, group, groups, block_steps)
+def buffer_of(rows=64):
+    return RolloutBuffer(rows, 8, np.zeros(2, np.float32), (2,), torch.float32, (2, 2), torch.device("cpu"))
 
 
-def test_hand_computed_slope():
-    advantages = [[2.0, 0.0], [0.0, 0.0], [0.0, -2.0], [0.0, 0.0]]  # their mean is 0
-    towards = [[3.0, 9.0], [9.0, 9.0], [9.0, 1.0], [9.0, 9.0]]
-    # blocks of two steps of one env: 6, 0, 0 and -2; their sum over the root of their squares
-    assert slope(advantages, towards).tolist() == pytest.approx([4 / math.sqrt(40)])
-    # whole columns: 6 and -2
-    assert slope(advantages, towards, block_steps=4).tolist() == pytest.approx([4 / math.sqrt(40)])
-    # a constant added to all advantages changes nothing
-    shifted = [[a + 5 for a in row] for row in advantages]
-    assert slope(shifted, towards).tolist() == pytest.approx([4 / math.sqrt(40)], abs=1e-6)
+def of_returns(prior, policy, **settings):
+    """A guard of one group that has seen these returns."""
+    guard = Guard(GuardSettings(**settings), ["all"], np.zeros(8, np.int64))
+    for kept, values in ((guard.prior, prior), (guard.policy, policy)):
+        for value in values:
+            guard.note(kept, [Episode(0, value, 1, None)], np.zeros(8, np.int64))
+    return guard
 
 
-def test_slope_of_each_group_and_of_valid_rows():
-    group = torch.tensor([[0, 1]] * 4)
-    advantages = [[1.0, 1.0], [-1.0, -1.0], [float("nan"), 7.0], [float("nan"), 7.0]]
-    towards = [[1.0, -1.0], [-1.0, 1.0], [5.0, 5.0], [5.0, float("inf")]]
-    valid = torch.tensor([[True, True], [True, True], [False, False], [False, False]])
-    got = slope(advantages, towards, valid, group, 3, block_steps=1)
-    # two blocks each: 1 and 1; -1 and -1; a group without rows has no slope
-    assert got.tolist() == pytest.approx([math.sqrt(2), -math.sqrt(2), 0.0])
+def test_returns_are_the_mean_and_the_variance():
+    values = np.random.default_rng(0).normal(3, 2, 20)
+    kept = Returns(2)
+    for value in [*values, math.nan, math.inf]:
+        kept.add(1, float(value))
+    assert kept.count == [0, 20]
+    assert kept.mean[1] == pytest.approx(values.mean())
+    assert kept.squared_error(1) == pytest.approx(values.var(ddof=1) / 20)
+    assert kept.squared_error(0) == math.inf
 
 
-def test_slope_of_noise_has_variance_one():
-    torch.manual_seed(0)
-    valid, group = torch.ones(64, 16, dtype=torch.bool), torch.zeros(64, 16, dtype=torch.int64)
-    found = torch.cat(
-        [slope_of_return(torch.randn(64, 16), torch.randn(64, 16) ** 3, valid, group, 1, 8) for _ in range(400)]
-    )
-    assert abs(found.mean()) < 0.15
-    assert found.std() == pytest.approx(1.0, abs=0.12)
+def test_old_returns_are_forgotten():
+    kept = Returns(1, window=8)
+    for value in [0.0] * 50 + [1.0] * 40:
+        kept.add(0, value)
+    assert kept.count == [8]
+    assert kept.mean[0] == pytest.approx(1.0, abs=0.01)
 
 
-def state(kind, rows):
-    """Return what a policy and a prior say in one state, [rows, ...] each, and actions of the policy."""
-    torch.manual_seed(0)
-    if kind == "categorical":
-        log_probs = torch.tensor([0.2, 0.5, 0.3]).log().expand(rows, 3)
-        prior = torch.tensor([0.6, 0.1, 0.3]).log().expand(rows, 3)
-        return (log_probs,), (prior,), torch.multinomial(log_probs.exp(), 1).squeeze(1)
-    outputs = torch.tensor([0.1, -0.2]).expand(rows, 2), torch.tensor([-0.5, 0.0]).expand(rows, 2)
-    prior = torch.tensor([0.4, -0.2]).expand(rows, 2), torch.tensor([-1.0, -0.3]).expand(rows, 2)
-    return outputs, prior, torch.distributions.Normal(outputs[0], outputs[1].exp()).sample()
+def test_hand_computed_advantage():
+    # means 4 and 1; variances 2 and 2 of two episodes each: 3 / sqrt(2 / 2 + 2 / 2)
+    assert of_returns([3.0, 5.0], [0.0, 2.0]).advantage_of_prior(0) == pytest.approx(3 / math.sqrt(2))
+    assert of_returns([3.0, 5.0], [1.0]).advantage_of_prior(0) == 0.0  # one episode says nothing
+    assert of_returns([3.0, 3.0], [3.0, 3.0]).advantage_of_prior(0) == 0.0
+    assert of_returns([3.0, 3.0], [4.0, 4.0]).advantage_of_prior(0) == -math.inf
 
 
-def towards(kind, outputs, prior, actions, temperature=1.0):
-    head = object.__new__(CategoricalHead if kind == "categorical" else GaussianHead)
-    return head.towards_prior(outputs, prior, actions, temperature)
+@pytest.mark.parametrize(
+    ("prior", "policy", "before", "after"),
+    [
+        ([3.0, 5.0], [0.0, 2.0], 0.1, 0.1 * math.exp(0.5 * (3 / math.sqrt(2) - 1))),  # the prior is better
+        ([0.0, 2.0], [3.0, 5.0], 0.1, 0.1 * math.exp(-0.5 * (3 / math.sqrt(2) - 1))),
+        ([0.0, 2.0], [0.0, 2.0], 0.1, 0.1 * math.exp(-0.3)),  # neither
+        ([3.0, 5.0], [0.0], 0.1, 0.1 * math.exp(-0.3)),  # nothing is known of the policy
+        ([9.0, 9.0], [0.0, 0.0], 0.001, 1.0),  # as clear as can be
+        ([0.0, 0.0], [9.0, 9.0], 1.0, 0.001),
+    ],
+)
+def test_a_weight_moves_by_who_is_better(prior, policy, before, after):
+    guard = of_returns(prior, policy, step=0.5, burden=0.3)
+    guard.weights = [before]
+    buffer = buffer_of()
+    guard.weigh(buffer, configure(None, []))
+    assert guard.weights == pytest.approx([after])
+    assert buffer.kl_weight.unique().tolist() == pytest.approx([after])
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-@pytest.mark.parametrize("kind", ["gaussian", "categorical"])
-def test_both_parts_have_mean_zero_in_a_state_and_are_uncorrelated_there(kind, temperature):
-    direction, spread = towards(kind, *state(kind, 40_000), temperature)
-    for part in (direction, spread, direction * spread):
-        assert part.std() > 0.01
-        assert abs(part.mean()) < 4 * part.std() / math.sqrt(len(part))
-
-
-def test_the_parts_of_a_gaussian_are_log_p_minus_log_pi_plus_the_kl():
-    outputs, prior, actions = state("gaussian", 50)
-    policy, other = (torch.distributions.Normal(mean, log_std.exp()) for mean, log_std in (outputs, prior))
-    kl = torch.distributions.kl_divergence(policy, other)
-    expected = (other.log_prob(actions) - policy.log_prob(actions) + kl).sum(-1)
-    torch.testing.assert_close(sum(towards("gaussian", outputs, prior, actions)), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_the_parts_of_a_categorical_are_the_derivative_of_the_return():
-    policy, prior = torch.tensor([0.2, 0.5, 0.3]), torch.tensor([0.6, 0.1, 0.3])
-    rows = policy.log().expand(3, 3), prior.log().expand(3, 3)
-    advantages = torch.tensor([1.0, -2.0, 3.0])
-    direction, spread = towards("categorical", rows[:1], rows[1:], torch.arange(3))
-    moved = (policy.log() + 1e-3 * (prior.log() - policy.log())).softmax(0)
-    found = (policy * advantages * (direction + spread)).sum()
-    assert found.item() == pytest.approx((((moved - policy) * advantages).sum() / 1e-3).item(), rel=1e-2)
-    # a prior that is the policy's own power has no direction
-    sharp = (3 * policy.log()).expand(3, 3)
-    direction, spread = towards("categorical", rows[:1], (sharp,), torch.arange(3))
-    assert direction.abs().max() < 1e-5
-    assert spread.abs().max() > 0.1
-
-
-def test_an_excluded_action_is_finite():
-    outputs, (prior,), _ = state("categorical", 3)
-    excluded = prior.clone()
-    excluded[:, 1] = -torch.inf
-    for part in towards("categorical", outputs, (excluded,), torch.arange(3)):
-        assert part.isfinite().all()
-
-
-def test_weights_fall_with_evidence_against_the_prior_and_recover():
-    settings = GuardSettings(start=1.0, burden=0.0)
-    guard = Guard(settings, ["against", "for", "nothing", "too wide"])
-    for _ in range(20):
-        guard.observe(torch.tensor([-3.0, 3.0, float("nan"), 0.5]), torch.tensor([3.0, 0.0, 0.0, -3.0]))
-    assert guard.weights == [settings.least, 1.0, 1.0, settings.least]
-    assert guard.direction[2] == 0.0
-    # what has earned the benefit of the doubt keeps its weight without further evidence
-    for _ in range(60):
-        guard.observe(torch.tensor([4.0, 0.1, 0.0, 0.1]), torch.tensor([0.1, 0.1, 0.0, 0.1]))
-    assert guard.weights[:2] == [1.0, 1.0]
-    assert guard.weights[3] < 0.01  # not against it any more, and not for it
-
-
-def test_a_prior_without_evidence_loses_its_weight():
-    guard = Guard(GuardSettings(burden=0.5, start=1.0), ["all"])
-    guard.observe(torch.tensor([0.1]), torch.tensor([0.1]))
-    assert guard.weights == pytest.approx([math.exp(-0.5)])
-
-
-def test_evidence_keeps_its_variance():
-    torch.manual_seed(0)
-    guard = Guard(GuardSettings(), [str(i) for i in range(500)])
-    for _ in range(40):
-        guard.observe(torch.randn(500), torch.randn(500))
-    assert np.std(guard.direction) == pytest.approx(1.0, abs=0.12)
-    assert np.std(guard.spread) == pytest.approx(1.0, abs=0.12)
+def test_groups_are_weighed_apart():
+    settings = GuardSettings(least=0.5)
+    tasks = Guard(settings, ["a", "b"], np.array([0, 0, 0, 0, 1, 1, 1, 1]))
+    tasks.weights = [0.6, 1.0]
+    buffer = buffer_of()
+    buffer.instruction_id[:] = 1
+    tasks.weigh(buffer, configure(None, []))
+    kept = [0.6 * math.exp(-settings.burden), math.exp(-settings.burden)]
+    assert buffer.kl_weight[5].tolist() == pytest.approx(np.repeat(np.clip(kept, 0.5, 1), 4).tolist())
+    words = Guard(settings, ["a", "b"], None)
+    words.note(words.prior, [Episode(3, 2.0, 1, None)], np.array([0, 0, 0, 1, 0, 0, 0, 0]))
+    assert words.prior.count == [0, 1]
+    words.weights = [0.5, 1.0]
+    words.weigh(buffer, configure(None, []))
+    assert buffer.kl_weight.unique().tolist() == pytest.approx([math.exp(-settings.burden)])
 
 
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"memory": 1.0}, "memory"),
-        ({"proof": 0.0}, "proof"),
-        ({"burden": -0.1}, "burden"),
+        ({"episodes": 1}, "episodes"),
+        ({"probe_share": 0.0}, "probe_share"),
+        ({"window": 1}, "window"),
         ({"doubt": -0.1}, "doubt"),
         ({"step": 0.0}, "step"),
-        ({"recovery": float("nan")}, "recovery"),
+        ({"burden": float("nan")}, "burden"),
         ({"least": 0.0}, "least"),
-        ({"start": 1.1}, "start"),
-        ({"block_steps": 0}, "block_steps"),
     ],
 )
 def test_settings_out_of_range_are_refused(changed, named):
@@ -164,8 +117,7 @@ def test_what_a_guard_may_be():
     assert settings_of(None) is None
     assert settings_of(False) is None
     assert settings_of(True) == GuardSettings()
-    own = GuardSettings(doubt=2.0)
-    assert settings_of(own) is own
+    assert settings_of(FEW) is FEW
     for wrong in ("yes", 1, {"doubt": 2.0}):
         with pytest.raises(errors.UnsupportedArgument, match="guard="):
             settings_of(wrong)
@@ -181,49 +133,86 @@ class Named(VecEnvWrapper):
         return self.venv.step_wait()
 
 
-def buffer_of(rows=64):
-    return RolloutBuffer(rows, 8, np.zeros(2, np.float32), (2,), torch.float32, (2, 2), torch.device("cpu"))
-
-
 def test_groups_are_tasks_or_instructions_or_one():
     env = Named(point_env())
-    settings = GuardSettings()
     assert guard_for(None, env, buffer_of(), None) is None
-    assert guard_for(settings, env, buffer_of(), None).names == ["all"]
+    assert guard_for(FEW, env, buffer_of(), None).names == ["all"]
     env.instructions = ["left", "right"]
-    assert guard_for(settings, env, buffer_of(), None).names == ["left", "right"]
-    assert guard_for(settings, env, buffer_of(8), None).names == ["all"]  # 64 rows tell nothing of two
+    assert guard_for(FEW, env, buffer_of(), None).names == ["left", "right"]
+    assert guard_for(FEW, env, buffer_of(8), None).names == ["all"]  # 64 rows tell nothing of two
     env.tasks, env.task_id = ["near", "far"], np.array([0, 0, 0, 0, 1, 1, 1, 1])
-    before = {"weights": [0.5, 1.0], "earned": [0.0, 1.0], "direction": [-2.0, 1.0], "spread": [0.0, 3.0]}
-    guard = guard_for(settings, env, buffer_of(), before)
+    guard = guard_for(FEW, env, buffer_of(), None)
     assert guard.names == ["near", "far"]
-    assert guard.group.shape == (64, 8)
-    assert guard.group[3].tolist() == env.task_id.tolist()
-    assert guard.state == before
-    others = {name: column[:1] for name, column in before.items()}
-    assert guard_for(settings, env, buffer_of(), others).weights == [settings.start] * 2
+    guard.weights = [0.5, 1.0]
+    guard.note(guard.policy, [Episode(7, 3.0, 1, None)], np.zeros(8, np.int64))
+    assert guard_for(FEW, env, buffer_of(), guard.state).state == guard.state
+    assert guard_for(FEW, Named(point_env()), buffer_of(), guard.state).weights == [FEW.least]
 
 
-def guarded(kind, sign, rollouts):
+def trained(kind, sign, rollouts):
     """Train with a guard, and return the model and the weight of the KL after each rollout."""
     prior = ScriptedPrior(kind, sign=sign)
-    model = FastKLPPO("MlpPolicy", point_env(kind), **SMALL, prior=prior, kl_coef=0.1, guard=True)
+    model = FastKLPPO("MlpPolicy", point_env(kind), **SMALL, prior=prior, kl_coef=0.1, guard=FEW)
     model.set_logger(configure(None, []))
     weights = []
     for _ in range(rollouts):
         model.learn(256, log_interval=1000, reset_num_timesteps=False)
         weights.append(model.logger.name_to_value["prior/guard_weight"])
         assert model.logger.name_to_value["prior/guard_weight_all"] == pytest.approx(weights[-1])
-        assert model.rollout_buffer.kl_weight.unique().tolist() == pytest.approx([weights[-1]])
     return model, weights
 
 
-def test_it_lets_go_of_a_prior_that_steers_away_and_keeps_one_that_helps():
-    assert min(guarded("gaussian", 1.0, 10)[1][4:]) == 1.0
-    for kind in ("gaussian", "categorical"):
-        _, weights = guarded(kind, -1.0, 8)
-        assert weights[-1] == pytest.approx(GuardSettings().least)
-        assert max(weights) < 0.02
+@pytest.mark.parametrize("kind", ["gaussian", "categorical"])
+def test_a_prior_that_steers_away_never_counts_and_one_that_helps_does_at_once(kind):
+    assert max(trained(kind, -1.0, 5)[1]) < 0.002
+    model, weights = trained(kind, 1.0, 5)
+    assert max(weights) > 0.4
+    prior, policy = model.guard_state["prior_mean"][0], model.guard_state["policy_mean"][0]
+    assert -10 < policy < 0
+    assert prior > -10
+
+
+def test_it_lets_go_of_a_prior_that_the_policy_has_passed():
+    model, weights = trained("categorical", 1.0, 40)
+    assert max(weights) > 0.4
+    assert weights[-1] < 0.01
+    assert model.guard_state["policy_mean"][0] > model.guard_state["prior_mean"][0]
+
+
+def test_the_episodes_of_the_prior_are_env_steps_and_come_once():
+    prior = ScriptedPrior()
+    model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=prior, guard=FEW)
+    model.learn(1280)
+    # 8 envs play one episode of 16 steps each, then rollouts of 256 steps as before
+    assert model.guard_state["prior_count"] == [8]
+    assert model.num_timesteps == 128 + 5 * 256
+    assert prior.queried == 128 + 5 * 256
+    model.learn(256, reset_num_timesteps=False)
+    assert model.num_timesteps == 128 + 6 * 256
+
+
+def test_the_prior_takes_its_share_and_goes_on_in_the_next_training():
+    model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=ScriptedPrior(), guard=GuardSettings(episodes=20))
+    model.learn(1280)
+    assert model.num_timesteps == 128 + 5 * 256  # a tenth, and no more
+    assert model.guard_state["prior_count"] == [8]
+    model.learn(2560, reset_num_timesteps=False)
+    assert model.guard_state["prior_count"] == [24]
+
+
+def test_a_share_too_small_to_judge_is_said():
+    model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=ScriptedPrior(), guard=True)
+    with pytest.warns(UserWarning, match="raise probe_share"):
+        model.learn(256)
+
+
+def test_the_same_seed_gives_the_same_weights():
+    first, second = (
+        FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=ScriptedPrior(), guard=FEW).learn(1024) for _ in range(2)
+    )
+    assert first.guard_state == second.guard_state
+    for a, b in zip(first.policy.parameters(), second.policy.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_weight_of_nothing_is_no_prior_and_the_priors_trust_multiplies_it():
@@ -231,37 +220,57 @@ def test_a_weight_of_nothing_is_no_prior_and_the_priors_trust_multiplies_it():
         def query(self, state, instruction_id):
             return super().query(state, instruction_id)._replace(trust=torch.zeros(len(state)))
 
-    models = []
-    for arguments in ({"prior": None}, {"prior": Doubtful(), "kl_coef": 0.5, "guard": True}):
-        model = FastKLPPO("MlpPolicy", point_env(), **SMALL, **arguments)
-        model.set_logger(configure(None, []))
-        models.append(model.learn(256, log_interval=1000))
-    assert models[1].logger.name_to_value["prior/trust"] == 0.0
-    for mine, plain in zip(models[1].policy.parameters(), models[0].policy.parameters(), strict=True):
-        torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-5)
+    model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=Doubtful(), kl_coef=0.5, guard=FEW)
+    model.set_logger(configure(None, []))
+    model.learn(1024, log_interval=1000)
+    assert model.guard_state["weights"][0] > FEW.least
+    assert model.logger.name_to_value["prior/trust"] == 0.0
+    assert model.logger.name_to_value["prior/guard_weight"] == 0.0
+    assert not model.rollout_buffer.kl_weight.any()
 
 
 def test_without_a_guard_no_row_is_weighed():
     model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=ScriptedPrior(), guard=False)
     model.learn(256)
     assert model.guard is None
+    assert model.guard_state is None
     assert model.rollout_buffer.kl_weight is None
     assert next(model.rollout_buffer.get(64)).kl_weight is None
 
 
+def test_minibatches_hold_the_weights_of_their_rows():
+    buffer = buffer_of()
+    buffer.kl_weight = torch.arange(64 * 8.0).reshape(64, 8)
+    buffer.values[:] = buffer.kl_weight
+    buffer.prior_outputs[1][:] = 7.0
+    for reuse in (False, True):
+        for batch in buffer.get(100, reuse=reuse):
+            assert torch.equal(batch.kl_weight, batch.old_values)
+            assert (batch.prior[1] == 7.0).all()
+
+
 def test_it_survives_saving(tmp_path):
-    prior = ScriptedPrior(sign=-1.0)
-    settings = GuardSettings(doubt=0.5)
-    model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=prior, kl_coef=0.1, guard=settings)
-    model.learn(6 * 256)
-    assert model.guard_state["weights"][0] < 1
+    prior = ScriptedPrior()
+    model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=prior, kl_coef=0.1, guard=FEW)
+    model.learn(4 * 256)
     model.save(tmp_path / "model.zip")
     loaded = FastKLPPO.load(tmp_path / "model.zip", env=point_env(), device="cpu", prior=prior)
-    assert settings_of(loaded.guard) == settings
+    assert settings_of(loaded.guard) == FEW
     assert loaded.guard_state == model.guard_state
+    queried = prior.queried
     loaded.learn(256, reset_num_timesteps=False)
-    assert loaded._guard.settings == settings
-    assert 0 < loaded.guard_state["weights"][0] < 1
+    assert prior.queried == queried + 256  # the prior does not play again
+    assert loaded.guard_state["prior_mean"] == model.guard_state["prior_mean"]
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "categorical"])
+def test_an_env_without_returns_is_refused(kind):
+    bare = PointEnv if kind == "gaussian" else DiscretePointEnv
+    env = Named(DummyVecEnv([bare] * 2))
+    model = FastKLPPO("MlpPolicy", env, **SMALL, prior=ScriptedPrior(kind), guard=FEW)
+    with pytest.raises(errors.UnsupportedArgument, match="VecMonitor"):
+        model.learn(1024)
+    assert make_vec_env(bare, 2) is not None
 
 
 @pytest.mark.parametrize(
