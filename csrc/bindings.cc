@@ -162,7 +162,7 @@ lago::PpoCoefficients PpoCoefficientsAt(const std::array<std::uintptr_t, 6>& at)
           Scalar(at[4], "prior_temperature"), at[5] == 0 ? no_clip : Scalar(at[5], "clip_range_vf")};
 }
 
-void PpoKlGaussian(const std::array<std::uintptr_t, 11>& inputs,
+void PpoKlGaussian(const std::array<std::uintptr_t, 12>& inputs,
                    const std::array<std::uintptr_t, 6>& coefficients,
                    const std::array<std::uintptr_t, 4>& outputs, std::int64_t rows, std::int64_t dims,
                    bool log_std_per_row, bool prior_log_std_per_row, bool prior_policy,
@@ -182,7 +182,7 @@ void PpoKlGaussian(const std::array<std::uintptr_t, 11>& inputs,
       {Pointer<const float>(inputs[2], b, "values"), Pointer<const float>(inputs[4], b, "old_log_prob"),
        Pointer<const float>(inputs[5], b, "advantages"), Pointer<const float>(inputs[6], b, "returns"),
        Pointer<const float>(inputs[7], b, "old_values"), Pointer<const float>(inputs[8], b, "weight"),
-       Pointer<float>(outputs[3], b, "values_grad")}};
+       Pointer<float>(outputs[3], b, "values_grad"), PointerOrNull<const float>(inputs[11], b, "kl_weight")}};
   const lago::PpoCoefficients c = PpoCoefficientsAt(coefficients);
   const lago::GaussianOutputs out{Pointer<float>(outputs[0], 7, "statistics"),
                                   Pointer<float>(outputs[1], n, "mean_grad"),
@@ -191,7 +191,7 @@ void PpoKlGaussian(const std::array<std::uintptr_t, 11>& inputs,
   lago::UnsafePpoKlGaussian(in, c, out, shape, {prior_policy, normalize_advantage, lanes, threads});
 }
 
-void PpoKlCategorical(const std::array<std::uintptr_t, 10>& inputs,
+void PpoKlCategorical(const std::array<std::uintptr_t, 11>& inputs,
                       const std::array<std::uintptr_t, 6>& coefficients,
                       const std::array<std::uintptr_t, 3>& outputs, std::int64_t rows, std::int64_t actions,
                       bool prior_policy, bool normalize_advantage, int lanes, int threads) {
@@ -206,7 +206,7 @@ void PpoKlCategorical(const std::array<std::uintptr_t, 10>& inputs,
       {Pointer<const float>(inputs[1], b, "values"), Pointer<const float>(inputs[3], b, "old_log_prob"),
        Pointer<const float>(inputs[4], b, "advantages"), Pointer<const float>(inputs[5], b, "returns"),
        Pointer<const float>(inputs[6], b, "old_values"), Pointer<const float>(inputs[7], b, "weight"),
-       Pointer<float>(outputs[2], b, "values_grad")}};
+       Pointer<float>(outputs[2], b, "values_grad"), PointerOrNull<const float>(inputs[10], b, "kl_weight")}};
   const lago::PpoCoefficients c = PpoCoefficientsAt(coefficients);
   const lago::CategoricalOutputs out{Pointer<float>(outputs[0], 7, "statistics"),
                                      Pointer<float>(outputs[1], n, "logits_grad")};

@@ -89,27 +89,29 @@ void RunOn(const Place& place, F&& launch) {
   Require(error);
 }
 
-using Columns = std::array<std::pair<Address, int>, 7>;  // six inputs, then the gradient of values
+// seven inputs, of which the last may be none, then the gradient of values
+using Columns = std::array<std::pair<Address, int>, 8>;
 
 lago::cuda::Ppo PpoOf(const Columns& columns, const std::array<Address, 6>& coefficients, Address statistics,
                       Address workspace, std::int64_t workspace_floats, std::int64_t needed_floats,
                       std::int64_t rows, bool prior_policy, bool normalize_advantage) {
   static constexpr const char* kNames[] = {"values",     "old_log_prob", "advantages", "returns",
-                                           "old_values", "weight",       "values_grad"};
+                                           "old_values", "weight",       "kl_weight",  "values_grad"};
   static constexpr const char* kCoefficients[] = {"clip_range", "ent_coef",          "vf_coef",
                                                   "kl_coef",    "prior_temperature", "clip_range_vf"};
   if (workspace_floats < needed_floats) throw std::invalid_argument("workspace: too small");
   lago::cuda::Ppo ppo{};
-  lago::cuda::Column* inputs[] = {&ppo.values,  &ppo.old_log_prob, &ppo.advantages,
-                                  &ppo.returns, &ppo.old_values,   &ppo.weight};
+  lago::cuda::Column* inputs[] = {&ppo.values,     &ppo.old_log_prob, &ppo.advantages, &ppo.returns,
+                                  &ppo.old_values, &ppo.weight,       &ppo.kl_weight};
   ppo.float_columns = true;
-  for (int i = 0; i < 6; ++i) {
+  for (int i = 0; i < 7; ++i) {
     const Type type = TypeOf(columns[i].second);
+    if (i == 6 && columns[i].first == 0) continue;
     *inputs[i] = {Array(columns[i].first, rows, SizeOf(type), kNames[i]), type};
     ppo.float_columns = ppo.float_columns && type == Type::kFloat32;
   }
-  const Type type = TypeOf(columns[6].second);
-  ppo.values_grad = {Array(columns[6].first, rows, SizeOf(type), kNames[6]), type};
+  const Type type = TypeOf(columns[7].second);
+  ppo.values_grad = {Array(columns[7].first, rows, SizeOf(type), kNames[7]), type};
   const float** pointers[] = {&ppo.clip_range, &ppo.ent_coef,          &ppo.vf_coef,
                               &ppo.kl_coef,    &ppo.prior_temperature, &ppo.clip_range_vf};
   for (int i = 0; i < 5; ++i) *pointers[i] = Pointer<const float>(coefficients[i], 1, kCoefficients[i]);

@@ -32,6 +32,7 @@ class RolloutBatch(NamedTuple):
     returns: Tensor  # [B]
     weight: Tensor  # [B], 0 on invalid rows
     prior: tuple[Tensor, ...]  # what the prior said: (log_probs [B, A],) or (mean [B, D], log_std [B, D])
+    kl_weight: Tensor | None = None  # [B], of each row's KL in the loss; None: 1
 
 
 class RolloutBuffer:
@@ -76,6 +77,8 @@ class RolloutBuffer:
         self.policy_outputs = tuple(rows(width) for width in policy_widths)
         self.prior_outputs = tuple(rows(width) for width in policy_widths)
         self.advantages, self.returns = rows(), rows()
+        self.trust: Tensor | None = None  # [T, N], the prior's own, where it has one
+        self.kl_weight: Tensor | None = None  # [T, N], a guard's
 
     def store_observation(self, t: int, observation: Any, envs: slice = slice(None)) -> Observations:
         """Store what the policy sees of `envs` at step t, [n, ...] or a dictionary of such; return it as tensors."""
@@ -154,6 +157,7 @@ class RolloutBuffer:
                 self.returns,
                 self.valid.to(torch.float32),
                 *self.prior_outputs,
+                *(() if self.kl_weight is None else (self.kl_weight,)),
             )
         ]
         columns = ops.columns(flat, reuse=reuse, impl=impl)
@@ -161,4 +165,6 @@ class RolloutBuffer:
             taken = columns.take(rows[start : start + batch_size])
             observations = dict(zip(keys, taken, strict=False)) if keys else taken[0]
             actions, values, log_prob, advantages, returns, weight, *prior = taken[max(1, len(keys)) :]
-            yield RolloutBatch(observations, actions, values, log_prob, advantages, returns, weight, tuple(prior))
+            kl_weight = None if self.kl_weight is None else prior.pop()
+            rest = actions, values, log_prob, advantages, returns, weight, tuple(prior), kl_weight
+            yield RolloutBatch(observations, *rest)

@@ -81,6 +81,7 @@ class TrainSettings:
     kl_coef_end: float = 0.01  # weight that it falls to, linearly in the steps, and keeps to the end
     kl_coef_until: float = 0.5  # share of the steps after which --kl-coef-end is reached
     kl_direction: Literal["policy_prior", "prior_policy"] = "policy_prior"  # or prior_policy, KL(prior || policy)
+    guard: bool = False  # let the KL of a task count less where following the prior does not pay
     prior_mode: Literal["amortised", "exact"] = "amortised"  # ask the fast student, or the language model itself
     impl: Literal["auto", "reference", "inductor", "cpp", "triton", "cuda"] = "auto"  # of the loss
     device: str = "cpu"  # cpu, cuda, or auto for CUDA where there is one

@@ -232,6 +232,7 @@ def train_run(
             prior=prior if guided else None,
             kl_coef=kl_schedule(settings) if guided else 0.0,
             kl_direction=settings.kl_direction,
+            guard=settings.guard and guided,
             impl=settings.impl,
         )
         lane = env.array_lane

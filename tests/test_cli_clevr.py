@@ -92,7 +92,8 @@ def test_a_prior_knows_the_words_of_what_is_evaluated(prior):
 def test_a_run_folder_holds_everything(run):
     config = runs.read_config(run)
     assert (config["env"]["env"], config["env"]["tasks"]) == ("clevr-robot", list(TRAINED))
-    assert set(runs.read_json(run / "provenance.json")["implementations"]) == {"adam", "gae", "mlp", "ppo_kl_categorical", "take_rows"}
+    implementations = runs.read_json(run / "provenance.json")["implementations"]
+    assert set(implementations) == {"adam", "gae", "mlp", "ppo_kl_categorical", "take_rows"}
     assert set(runs.read_json(run / "curve.json")["tasks"]) == set(TRAINED)
     header = (run / "progress.csv").read_text().splitlines()[0].split(",")
     assert {"train/prior_kl", "train/kl_coef", "prior/audit_kl_nats"} <= set(header)

@@ -65,6 +65,7 @@ OURS = {
     "kl_placement",
     "prior_temperature",
     "warm_start",
+    "guard",
     "impl",
     "on_nan",
     "step_timeout_s",

@@ -9,7 +9,9 @@ from lago_fast import FastKLPPO
 from lago_fast.errors import RunExists, UnsupportedArgument
 from lago_fast.experiment import compare
 from lago_fast.presets import PRESETS
+from lago_fast.priors.amortised import AmortisedPrior
 from lago_fast.runs import is_run
+from lago_fast.stage_one import compact_table
 from lago_fast.training import train_run
 
 pytest.importorskip("transformers", reason="stage 1 needs the extra 'llm'")
@@ -55,6 +57,15 @@ def test_guided_arms_alone_log_the_prior_and_its_audit(finished):
     assert "prior" not in headers["ppo"]
     assert report["audit_kl_nats"] >= 0
     assert report["per_seed"]["ppo"][0]["audit_kl_nats"] is None
+
+
+def test_the_guard_is_a_setting_of_the_training(finished, toy, tmp_path):
+    guarded = replace(toy, train=replace(toy.train, guard=True, steps_per_task=2000))
+    student = AmortisedPrior.load(finished[0] / "student")
+    table = compact_table(student.instruction_table().numpy())
+    train_run("lago", 0, guarded, folder=tmp_path, table=table, prior=student, num_threads=1)
+    header = (tmp_path / "progress.csv").read_text().splitlines()[0]
+    assert {"prior/guard_weight_reach", "prior/guard_advantage_push"} <= set(header.split(","))
 
 
 def test_the_models_of_a_comparison_load_and_predict(finished):

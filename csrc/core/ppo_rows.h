@@ -27,7 +27,7 @@ struct PpoOptions {
   int threads;  // at most; results do not depend on it
 };
 
-// [B] each; only values_grad is written.
+// [B] each; only values_grad is written. kl_weight is null where every row's KL weighs 1.
 struct PpoRows {
   const float* values;
   const float* old_log_prob;
@@ -36,11 +36,14 @@ struct PpoRows {
   const float* old_values;
   const float* weight;
   float* values_grad;
+  const float* kl_weight;
 };
 
 inline PpoRows RowsFrom(const PpoRows& rows, std::size_t first) {
-  return {rows.values + first,     rows.old_log_prob + first, rows.advantages + first, rows.returns + first,
-          rows.old_values + first, rows.weight + first,       rows.values_grad + first};
+  return {rows.values + first,      rows.old_log_prob + first,
+          rows.advantages + first,  rows.returns + first,
+          rows.old_values + first,  rows.weight + first,
+          rows.values_grad + first, rows.kl_weight == nullptr ? nullptr : rows.kl_weight + first};
 }
 
 // Over the advantages of rows of weight 1, with the unbiased std.
@@ -76,15 +79,17 @@ inline PpoUniform MakePpoUniform(const PpoCoefficients& c, const PpoMoments& mom
   return u;
 }
 
-// Over rows, times their weights.
+// Over rows, times their weights; weighted_kl is what the loss takes of the KLs.
 struct PpoSums {
-  double policy = 0.0, squared_errors = 0.0, entropy = 0.0, prior_kl = 0.0, approx_kl = 0.0, clipped = 0.0;
+  double policy = 0.0, squared_errors = 0.0, entropy = 0.0, prior_kl = 0.0, weighted_kl = 0.0;
+  double approx_kl = 0.0, clipped = 0.0;
 
   PpoSums& operator+=(const PpoSums& other) {
     policy += other.policy;
     squared_errors += other.squared_errors;
     entropy += other.entropy;
     prior_kl += other.prior_kl;
+    weighted_kl += other.weighted_kl;
     approx_kl += other.approx_kl;
     clipped += other.clipped;
     return *this;
@@ -99,7 +104,8 @@ inline void WritePpoStatistics(const PpoSums& sums, const PpoCoefficients& c, do
   const double value_loss = sums.squared_errors / rows;
   const double entropy = sums.entropy / rows;
   const double prior_kl = sums.prior_kl / rows;
-  const double loss = policy_loss + c.vf_coef * value_loss - c.ent_coef * entropy + c.kl_coef * prior_kl;
+  const double loss =
+      policy_loss + c.vf_coef * value_loss - c.ent_coef * entropy + c.kl_coef * (sums.weighted_kl / rows);
   const double all[] = {loss,     policy_loss,           value_loss,         entropy,
                         prior_kl, sums.approx_kl / rows, sums.clipped / rows};
   std::transform(std::begin(all), std::end(all), statistics, [](double x) { return static_cast<float>(x); });

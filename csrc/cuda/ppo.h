@@ -9,12 +9,13 @@
 namespace lago::cuda {
 
 constexpr int kStatistics = 7;
-constexpr int kRowTerms = 6;  // the sums over rows behind the statistics
+constexpr int kRowTerms = 7;  // the sums over rows behind the statistics
 constexpr int kMomentBlocks = 128;
 constexpr std::int64_t kMaxBlocks = 2048;
 
 struct Ppo {
   Column values, old_log_prob, advantages, returns, old_values, weight;  // [B]
+  Column kl_weight;  // [B], null where every row's KL weighs 1
   // 0-D, on the device; clip_range_vf is null where values are not clipped
   const float *clip_range, *ent_coef, *vf_coef, *kl_coef, *prior_temperature, *clip_range_vf;
   float* statistics;          // [7]
@@ -22,7 +23,7 @@ struct Ppo {
   float* workspace;           // PpoWorkspaceFloats
   std::int64_t rows;
   bool prior_policy, normalize_advantage;
-  bool float_columns;  // all of the six, so that no row has to ask
+  bool float_columns;  // all that are there, so that no row has to ask
 };
 
 // The ticket of the last block and the partial moments come first, then each block's partial sums.

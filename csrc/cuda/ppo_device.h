@@ -105,22 +105,33 @@ __device__ inline void ShareBatch(const Ppo& ppo, int moment_blocks, Batch* shar
 }
 
 struct PpoRow {
-  float value, old_log_prob, advantage, target, old_value, weight;
+  float value, old_log_prob, advantage, target, old_value, weight, kl_weight;
 };
 
 __device__ inline PpoRow LoadPpoRow(const Ppo& ppo, std::int64_t row) {
+  const bool kl_weighted = ppo.kl_weight.data != nullptr;
   if (ppo.float_columns) {
     const auto at = [row](Column column) { return static_cast<const float*>(column.data)[row]; };
-    return {at(ppo.values),  at(ppo.old_log_prob), at(ppo.advantages),
-            at(ppo.returns), at(ppo.old_values),   at(ppo.weight)};
+    return {at(ppo.values),
+            at(ppo.old_log_prob),
+            at(ppo.advantages),
+            at(ppo.returns),
+            at(ppo.old_values),
+            at(ppo.weight),
+            kl_weighted ? at(ppo.kl_weight) : 1};
   }
-  return {Load(ppo.values, row),  Load(ppo.old_log_prob, row), Load(ppo.advantages, row),
-          Load(ppo.returns, row), Load(ppo.old_values, row),   Load(ppo.weight, row)};
+  return {Load(ppo.values, row),
+          Load(ppo.old_log_prob, row),
+          Load(ppo.advantages, row),
+          Load(ppo.returns, row),
+          Load(ppo.old_values, row),
+          Load(ppo.weight, row),
+          kl_weighted ? Load(ppo.kl_weight, row) : 1};
 }
 
 struct PpoTerms {
-  float terms[kRowTerms];  // surrogate, value, entropy, KL, k3, clipped; times the weight
-  float scale;             // w / n
+  float terms[kRowTerms];  // surrogate, value, entropy, KL, k3, clipped, weighted KL; times the weight
+  float scale, kl_scale;   // w / n, and times the KL's weight
   float log_prob_grad, value_grad;
 };
 
@@ -148,7 +159,9 @@ __device__ inline PpoTerms TermsOfRow(const PpoRow& row, const Batch& batch, boo
   out.terms[3] = kl;
   out.terms[4] = expm1f(log_ratio) - log_ratio;
   out.terms[5] = fabsf(ratio - 1) > batch.clip_range ? 1 : 0;
+  out.terms[6] = row.kl_weight * kl;
   out.scale = scale;
+  out.kl_scale = scale * row.kl_weight;
   out.log_prob_grad = clips ? 0 : -scale * plain;
   out.value_grad = value_moves ? -2 * batch.vf_coef * scale * error : 0;
   // whatever a row of weight 0 holds, infinities too, adds nothing
@@ -215,9 +228,9 @@ __device__ inline void FinishStatistics(const Ppo& ppo, int moment_blocks, std::
 #pragma unroll
   for (int i = 0; i < kRowTerms; ++i) mean[i] = sums[i] * batch.inverse_rows;
   mean[0] = -mean[0];
-  ppo.statistics[0] = mean[0] + batch.vf_coef * mean[1] - batch.ent_coef * mean[2] + batch.kl_coef * mean[3];
+  ppo.statistics[0] = mean[0] + batch.vf_coef * mean[1] - batch.ent_coef * mean[2] + batch.kl_coef * mean[6];
 #pragma unroll
-  for (int i = 0; i < kRowTerms; ++i) ppo.statistics[1 + i] = mean[i];
+  for (int i = 1; i < kStatistics; ++i) ppo.statistics[i] = mean[i - 1];
 }
 
 // Launches a kernel that walks the rows, with as many blocks as the device runs at once: a second wave that

@@ -33,9 +33,10 @@ struct Scratch {
   Table log_std, std, inv_std;       // of the policy
   Table prior_log_std, prior_scale;  // tempered; scale is 1 / std, or std where the KL is KL(prior || policy)
   float *z, *log_prob_terms;         // [kBlockRows, D]
-  float *weight, *log_prob_grad;     // [kBlockRows, D], the row's number at each of its elements
-  float *row_log_prob, *row_grad;    // [kBlockRows]
-  float* log_std_grad_tile;          // [kGroupRows, D]
+  // [kBlockRows, D], the row's number at each of its elements; kl_weight: times the row's weight
+  float *weight, *log_prob_grad, *kl_weight;
+  float *row_log_prob, *row_grad, *row_kl_weight;  // [kBlockRows]
+  float* log_std_grad_tile;                        // [kGroupRows, D]
 };
 
 // What is the same for all rows.
@@ -79,7 +80,7 @@ class Arena {
 class Tail {
  public:
   Tail(const GaussianInputs& in, const GaussianShape& shape, std::size_t first)
-      : shape_(shape), first_(first), rows_(shape.rows - first), arena_(kGroupRows * (7 * shape.dims + 7)) {
+      : shape_(shape), first_(first), rows_(shape.rows - first), arena_(kGroupRows * (7 * shape.dims + 8)) {
     const std::size_t dims = shape.dims;
     values_grad_ = arena_.Take(kGroupRows);
     padded = {Pad(in.mean, dims),
@@ -88,7 +89,8 @@ class Tail {
               Pad(in.prior_mean, dims),
               shape.prior_log_std_per_row ? Pad(in.prior_log_std, dims) : in.prior_log_std,
               {Pad(in.rows.values, 1), Pad(in.rows.old_log_prob, 1), Pad(in.rows.advantages, 1),
-               Pad(in.rows.returns, 1), Pad(in.rows.old_values, 1), Pad(in.rows.weight, 1), values_grad_}};
+               Pad(in.rows.returns, 1), Pad(in.rows.old_values, 1), Pad(in.rows.weight, 1), values_grad_,
+               in.rows.kl_weight == nullptr ? nullptr : Pad(in.rows.kl_weight, 1)}};
     grads = {nullptr, arena_.Take(kGroupRows * dims), arena_.Take(kGroupRows * dims)};
   }
 
@@ -152,11 +154,13 @@ Scratch MakeScratch(Arena& arena, const GaussianShape& shape, const Scratch& sha
     scratch.prior_log_std = table();
     scratch.prior_scale = table();
   }
-  for (float** p : {&scratch.z, &scratch.log_prob_terms, &scratch.weight, &scratch.log_prob_grad}) {
+  for (float** p :
+       {&scratch.z, &scratch.log_prob_terms, &scratch.weight, &scratch.log_prob_grad, &scratch.kl_weight}) {
     *p = arena.Take(block);
   }
-  scratch.row_log_prob = arena.Take(kBlockRows);
-  scratch.row_grad = arena.Take(kBlockRows);
+  for (float** p : {&scratch.row_log_prob, &scratch.row_grad, &scratch.row_kl_weight}) {
+    *p = arena.Take(kBlockRows);
+  }
   scratch.log_std_grad_tile = arena.Take(tile);
   return scratch;
 }
@@ -177,7 +181,7 @@ void UnsafePpoKlGaussian(const GaussianInputs& in, const PpoCoefficients& coeffi
   const std::size_t chunks = (shape.rows + chunk_rows - 1) / chunk_rows;
   const int threads = shape.rows * dims < kThreadElements ? 1 : std::max(1, options.threads);
 
-  Arena arena(5 * tile + static_cast<std::size_t>(threads) * (9 * block + tile + 2 * kBlockRows));
+  Arena arena(5 * tile + static_cast<std::size_t>(threads) * (10 * block + tile + 3 * kBlockRows));
   Scratch shared = {};
   for (Table* table :
        {&shared.log_std, &shared.std, &shared.inv_std, &shared.prior_log_std, &shared.prior_scale}) {

@@ -12,7 +12,7 @@ from .eager import Grads
 from .reference import HALF_TYPES, Coefficients, Direction, Inputs, Outputs
 
 # of inputs, coefficients and gradients, as `_C.addresses` names them
-KINDS = "ERIRRRRREM" + "SSSSSS" + "ER"
+KINDS = "ERIRRRRREMR" + "SSSSSS" + "ER"
 
 
 def _readable(inputs: Inputs) -> Inputs:
@@ -107,9 +107,9 @@ def loss_and_grads(
         at = (*read, *_coefficient_addresses(coefficients), *(t.data_ptr() for t in written))
     statistics = torch.empty(7)
     _C.ppo_kl_categorical(
-        at[:10],
-        at[10:16],
-        (statistics.data_ptr(), *at[16:]),
+        at[:11],
+        at[11:17],
+        (statistics.data_ptr(), *at[17:]),
         rows,
         actions,
         kl_direction == "prior_policy",

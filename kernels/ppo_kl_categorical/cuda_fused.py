@@ -74,6 +74,9 @@ def launch(
         mask = _readable("action_mask", mask, matrix, device, torch.bool)
     actions = _readable("actions", inputs.actions, matrix[:1], device, torch.int64)
     columns = [_readable(name, getattr(inputs, name), matrix[:1], device, *TYPES) for name in COLUMNS]
+    kl_weight = inputs.kl_weight
+    if kl_weight is not None:
+        kl_weight = _readable("kl_weight", kl_weight, matrix[:1], device, *TYPES)
     _check_coefficients(coefficients, device)
     if out is None:
         out = Grads(torch.empty(matrix, dtype=inputs.logits.dtype, device=device), torch.empty_like(columns[0]))
@@ -87,7 +90,7 @@ def launch(
     native.ppo_kl_categorical(
         [0 if t is None else t.data_ptr() for t in (logits, prior, mask, actions, logits_grad)],
         TYPES[logits.dtype],
-        [(t.data_ptr(), TYPES[t.dtype]) for t in (*columns, out.values)],
+        [(0, 0) if t is None else (t.data_ptr(), TYPES[t.dtype]) for t in (*columns, kl_weight, out.values)],
         [0 if t is None else t.data_ptr() for t in coefficients],
         statistics.data_ptr(),
         workspace.data_ptr(),

@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kThreads, K* V <= 12 ? 5 : 2)
       for (int i = 0; i < kRowTerms; ++i) sums[i] += terms.terms[i];
       Store(ppo.values_grad, row, terms.value_grad);
     }
-    const float of_entropy = terms.scale * batch.ent_coef, of_kl = terms.scale * batch.kl_coef;
+    const float of_entropy = terms.scale * batch.ent_coef, of_kl = terms.kl_scale * batch.kl_coef;
     const float of_q = of_entropy * entropy - (ppo.prior_policy ? 0 : of_kl * kl) - terms.log_prob_grad;
     T* grad = static_cast<T*>(call.logits_grad) + offset;
 #pragma unroll
@@ -180,7 +180,8 @@ __global__ void __launch_bounds__(kRowThreads) LargeRowsKernel(PpoKlCategorical 
         const float of_kl = summary.KlGrad(log_q, summary.PriorLogProb(prior[v]), ppo.prior_policy);
         const float of_log_prob = (i + v == action ? 1 : 0) - q;
         const float grad_of_row = terms.log_prob_grad * of_log_prob +
-                                  terms.scale * (batch.ent_coef * of_entropy + batch.kl_coef * of_kl);
+                                  terms.scale * batch.ent_coef * of_entropy +
+                                  terms.kl_scale * batch.kl_coef * of_kl;
         out[v] = columns.weight == 0 ? 0 : grad_of_row;
       }
       StoreVector<T, V>(grad + i, out);

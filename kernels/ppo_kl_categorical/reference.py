@@ -26,6 +26,7 @@ class Inputs(NamedTuple):
     weight: Tensor  # [B], 0 on invalid rows (whose other entries must still be finite), else 1
     prior_log_probs: Tensor  # [B, A], need not be normalised; -inf where the prior excludes an action
     action_mask: Tensor | None = None  # [B, A] bool, True where allowed, at least one per row; None: all are
+    kl_weight: Tensor | None = None  # [B], finite, of each row's KL in the loss; None: 1
 
 
 class Coefficients(NamedTuple):
@@ -42,7 +43,7 @@ class Outputs(NamedTuple):
     policy_loss: Tensor
     value_loss: Tensor
     entropy: Tensor
-    prior_kl: Tensor  # nats per state, not multiplied by kl_coef
+    prior_kl: Tensor  # nats per state, multiplied neither by kl_coef nor by kl_weight
     approx_kl: Tensor  # old policy to new, k3 estimator
     clip_fraction: Tensor
 
@@ -92,9 +93,11 @@ def ppo_kl_categorical(
     entropy = mean(-(probs * log_probs.masked_fill(probs == 0, 0.0)).sum(dim=-1))
 
     left, right = (log_probs, prior) if kl_direction == "policy_prior" else (prior, log_probs)
-    prior_kl = mean((left.exp() * (left - right).masked_fill(left.exp() == 0, 0.0)).sum(dim=-1))
+    kl = (left.exp() * (left - right).masked_fill(left.exp() == 0, 0.0)).sum(dim=-1)
+    prior_kl = mean(kl)
+    weighted_kl = prior_kl if x.kl_weight is None else mean(kl * x.kl_weight)
 
-    loss = policy_loss + c.vf_coef * value_loss - c.ent_coef * entropy + c.kl_coef * prior_kl
+    loss = policy_loss + c.vf_coef * value_loss - c.ent_coef * entropy + c.kl_coef * weighted_kl
     with torch.no_grad():
         approx_kl = mean(torch.expm1(log_ratio) - log_ratio)
         clip_fraction = mean(((ratio - 1).abs() > c.clip_range).to(ratio.dtype))

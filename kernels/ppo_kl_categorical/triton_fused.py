@@ -27,7 +27,7 @@ FULL_GPU = 256  # programs that leave no multiprocessor idle; tiles shrink below
 MAX_PROGRAMS = 1024  # they loop over the tiles, so that few partial sums are left to add
 MOMENT_PROGRAMS = 128
 MOMENT_ROWS = 1024
-N_SUMS = tl.constexpr(6)  # partial sums of a program
+N_SUMS = tl.constexpr(7)  # partial sums of a program
 # the default differs between versions of Triton
 OPTIONS = {"enable_fp_fusion": True}
 # Below every logit that counts, but finite: differences of maxima stay finite.
@@ -182,13 +182,31 @@ def _store_grad(logits_grad_ptr, grad, o_row, o_col, m_row, counts, A: tl.conste
 
 
 @triton.jit
+def _kl_weight(kl_weight_ptr, o_row):
+    """Return what each row's KL weighs in the loss."""
+    kl_weight = 1.0
+    if kl_weight_ptr is not None:
+        kl_weight = tl.load(kl_weight_ptr + o_row).to(tl.float32)
+    return kl_weight
+
+
+@triton.jit
+def _weighted_kl(kl_weight_ptr, weighted_kl_sum, kl):
+    """Return the sum of the weighed KLs, which is that of the KLs where nothing weighs them."""
+    total = kl
+    if kl_weight_ptr is not None:
+        total = tl.sum(weighted_kl_sum, axis=0)
+    return total
+
+
+@triton.jit
 def _write_statistics(statistics_ptr, count, totals, ent_coef, vf_coef, kl_coef):
     """Turn the sums over all rows into the seven outputs."""
     inv_rows = 1.0 / tl.maximum(count, 1.0)
-    policy, squared_error, entropy, kl, k3, outside = totals
+    policy, squared_error, entropy, kl, k3, outside, weighted_kl = totals
     policy_loss, value_loss = -policy * inv_rows, squared_error * inv_rows
     entropy, kl = entropy * inv_rows, kl * inv_rows
-    tl.store(statistics_ptr, policy_loss + vf_coef * value_loss - ent_coef * entropy + kl_coef * kl)
+    tl.store(statistics_ptr, policy_loss + vf_coef * value_loss - ent_coef * entropy + kl_coef * weighted_kl * inv_rows)
     tl.store(statistics_ptr + 1, policy_loss)
     tl.store(statistics_ptr + 2, value_loss)
     tl.store(statistics_ptr + 3, entropy)
@@ -209,6 +227,7 @@ def rows_kernel(
     weight_ptr,
     prior_ptr,
     mask_ptr,
+    kl_weight_ptr,
     clip_range_ptr,
     ent_coef_ptr,
     vf_coef_ptr,
@@ -249,7 +268,7 @@ def rows_kernel(
 
     policy_sum = tl.zeros([ROWS], tl.float32)
     error_sum, entropy_sum, kl_sum = policy_sum, policy_sum, policy_sum
-    k3_sum, outside_sum = policy_sum, policy_sum
+    k3_sum, outside_sum, weighted_kl_sum = policy_sum, policy_sum, policy_sum
     for tile in range(tl.program_id(0), tl.cdiv(n_rows, ROWS), tl.num_programs(0)):
         # rows past the last one repeat it with weight 0
         o_row = tile * ROWS + tl.arange(0, ROWS).to(tl.int64)
@@ -297,13 +316,15 @@ def rows_kernel(
         error_sum += tl.where(counts, weight * error * error, 0.0)
         entropy_sum += tl.where(counts, weight * entropy, 0.0)
         kl_sum += tl.where(counts, weight * kl, 0.0)
+        kl_weight = _kl_weight(kl_weight_ptr, o_row)
+        weighted_kl_sum += tl.where(counts, weight * kl_weight * kl, 0.0)
         k3_sum += tl.where(counts, weight * k3, 0.0)
         outside_sum += tl.where(counts, weight * outside, 0.0)
 
         share = weight * inv_rows
         value_grad = tl.where(counts, 2.0 * vf_coef * share * value_slope, 0.0)
         tl.store(values_grad_ptr + o_row, value_grad, mask=m_row)
-        derivatives = -share * slope, -ent_coef * share, kl_coef * share
+        derivatives = -share * slope, -ent_coef * share, kl_coef * share * kl_weight
         if A <= BLOCK_A:
             is_action = o_col[None, :] == action[:, None]
             grad = _logits_grad(x, p, is_action, sums, entropy, kl, derivatives, PRIOR_POLICY)
@@ -318,7 +339,8 @@ def rows_kernel(
     policy, squared_error = tl.sum(policy_sum, axis=0), tl.sum(error_sum, axis=0)
     entropy, kl = tl.sum(entropy_sum, axis=0), tl.sum(kl_sum, axis=0)
     k3, outside = tl.sum(k3_sum, axis=0), tl.sum(outside_sum, axis=0)
-    totals = policy, squared_error, entropy, kl, k3, outside
+    weighted_kl = _weighted_kl(kl_weight_ptr, weighted_kl_sum, kl)
+    totals = policy, squared_error, entropy, kl, k3, outside, weighted_kl
     if partials_ptr is None:
         _write_statistics(statistics_ptr, count, totals, ent_coef, vf_coef, kl_coef)
     else:
@@ -328,7 +350,7 @@ def rows_kernel(
 
 @triton.jit
 def _total(partials_ptr, k, n_partials, PARTIALS: tl.constexpr):
-    """Add row k of [6, n_partials], always as the same tree."""
+    """Add row k of [7, n_partials], always as the same tree."""
     o = tl.arange(0, PARTIALS)
     return tl.sum(tl.load(partials_ptr + k * n_partials + o, mask=o < n_partials, other=0.0), axis=0)
 
@@ -353,7 +375,8 @@ def statistics_kernel(
     kl = _total(partials_ptr, 3, n_partials, PARTIALS)
     k3 = _total(partials_ptr, 4, n_partials, PARTIALS)
     outside = _total(partials_ptr, 5, n_partials, PARTIALS)
-    totals = policy, squared_error, entropy, kl, k3, outside
+    weighted_kl = _total(partials_ptr, 6, n_partials, PARTIALS)
+    totals = policy, squared_error, entropy, kl, k3, outside, weighted_kl
     coefficients = tl.load(ent_coef_ptr), tl.load(vf_coef_ptr), tl.load(kl_coef_ptr)
     _write_statistics(statistics_ptr, count, totals, *coefficients)
 
@@ -415,7 +438,7 @@ def _checked(inputs: Inputs) -> Inputs:
         raise ValueError(f"logits: expected a CUDA tensor, got one on {device}; choose another impl")
     made = {}
     for name, tensor in inputs._asdict().items():
-        if name == "action_mask" and tensor is None:
+        if name in ("action_mask", "kl_weight") and tensor is None:
             continue
         shape = element if name in ("logits", "prior_log_probs", "action_mask") else element[:1]
         dtypes = {"actions": (torch.int64,), "action_mask": (torch.bool,)}.get(name, FLOATS)

@@ -12,7 +12,7 @@ from .eager import Grads
 from .reference import HALF_TYPES, Coefficients, Direction, Inputs, Outputs
 
 # Of inputs, coefficients and gradients, as `_C.addresses` names them. The braces are for the two log stds.
-KINDS = "E{0}RERRRRRE{1}" + "SSSSSS" + "E{0}R"
+KINDS = "E{0}RERRRRRE{1}R" + "SSSSSS" + "E{0}R"
 KINDS_BY_STDS = {(a, b): KINDS.format("WE"[a - 1], "WE"[b - 1]) for a in (1, 2) for b in (1, 2)}
 
 
@@ -21,12 +21,14 @@ def _readable(inputs: Inputs) -> Inputs:
     element = inputs.mean.shape
     converted = {}
     for name, t in inputs._asdict().items():
+        if name == "kl_weight" and t is None:
+            continue
         if name in ("log_std", "prior_log_std"):
             shape = element if t.dim() == 2 else element[1:]
         else:
             shape = element if name in ("mean", "actions", "prior_mean") else element[:1]
         converted[name] = _converted(name, t, shape)
-    return Inputs(**converted)
+    return inputs._replace(**converted)
 
 
 def _converted(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -103,13 +105,13 @@ def loss_and_grads(
     if at is None:
         # something is to be converted or refused, or torch is too old for that short way
         x, written = _readable(inputs), _writable(grads, inputs)
-        read = [t.data_ptr() for t in x]
+        read = [0 if t is None else t.data_ptr() for t in x]
         at = (*read, *_coefficient_addresses(coefficients), *(t.data_ptr() for t in written))
     statistics = torch.empty(7)
     _C.ppo_kl_gaussian(
-        at[:11],
-        at[11:17],
-        (statistics.data_ptr(), *at[17:]),
+        at[:12],
+        at[12:18],
+        (statistics.data_ptr(), *at[18:]),
         rows,
         dims,
         stds[0] == 2,

@@ -73,6 +73,7 @@ def launch(
     if len({t.dtype for t in matrices}) > 1:
         matrices = [t.float() for t in matrices]
     columns = [_readable(inputs, name, matrix[:1]) for name in COLUMNS]
+    kl_weight = None if inputs.kl_weight is None else _readable(inputs, "kl_weight", matrix[:1])
     _check_coefficients(coefficients, device)
     policy = (inputs.mean, inputs.log_std, inputs.values)
     if out is None:
@@ -89,7 +90,7 @@ def launch(
     native.ppo_kl_gaussian(
         [t.data_ptr() for t in (*matrices, *grads)],
         TYPES[dtype],
-        [(t.data_ptr(), TYPES[t.dtype]) for t in (*columns, out.values)],
+        [(0, 0) if t is None else (t.data_ptr(), TYPES[t.dtype]) for t in (*columns, kl_weight, out.values)],
         [0 if t is None else t.data_ptr() for t in coefficients],
         statistics.data_ptr(),
         workspace.data_ptr(),

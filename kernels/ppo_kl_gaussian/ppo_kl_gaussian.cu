@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, K* V <= 4 ? 5 : 3)
       for (int i = 0; i < kRowTerms; ++i) sums[i] += terms.terms[i];
       Store(ppo.values_grad, row, terms.value_grad);
     }
-    const float of_kl = terms.scale * batch.kl_coef, of_entropy = terms.scale * batch.ent_coef;
+    const float of_kl = terms.kl_scale * batch.kl_coef, of_entropy = terms.scale * batch.ent_coef;
     const bool counts = columns.weight != 0;
 #pragma unroll
     for (int k = 0; k < K; ++k) {

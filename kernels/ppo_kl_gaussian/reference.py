@@ -29,6 +29,7 @@ class Inputs(NamedTuple):
     weight: Tensor  # [B], 0 on invalid rows (whose other entries must still be finite), else 1
     prior_mean: Tensor  # [B, D]
     prior_log_std: Tensor  # [D] or [B, D]
+    kl_weight: Tensor | None = None  # [B], finite, of each row's KL in the loss; None: 1
 
 
 class Coefficients(NamedTuple):
@@ -45,7 +46,7 @@ class Outputs(NamedTuple):
     policy_loss: Tensor
     value_loss: Tensor
     entropy: Tensor
-    prior_kl: Tensor  # nats per state, not multiplied by kl_coef
+    prior_kl: Tensor  # nats per state, multiplied neither by kl_coef nor by kl_weight
     approx_kl: Tensor  # old policy to new, k3 estimator
     clip_fraction: Tensor
 
@@ -58,7 +59,9 @@ def ppo_kl_gaussian(
     normalize_advantage: bool = True,
 ) -> Outputs:
     """Return the loss and its statistics as means over rows of weight 1."""
-    x = Inputs(*(t.float() if t.dtype in HALF_TYPES else t for t in inputs))
+    x = inputs._replace(
+        **{k: t.float() for k, t in inputs._asdict().items() if t is not None and t.dtype in HALF_TYPES}
+    )
     c = coefficients
     count = x.weight.sum()
     rows = count.clamp(min=1)
@@ -92,9 +95,11 @@ def ppo_kl_gaussian(
     if kl_direction == "prior_policy":
         m1, s1, m2, s2 = m2, s2, m1, s1
     scaled = ((2 * s1).exp() + (m1 - m2).square()) * (-2 * s2).exp()
-    prior_kl = mean((s2 - s1 + 0.5 * scaled - 0.5).sum(dim=-1))
+    kl = (s2 - s1 + 0.5 * scaled - 0.5).sum(dim=-1)
+    prior_kl = mean(kl)
+    weighted_kl = prior_kl if x.kl_weight is None else mean(kl * x.kl_weight)
 
-    loss = policy_loss + c.vf_coef * value_loss - c.ent_coef * entropy + c.kl_coef * prior_kl
+    loss = policy_loss + c.vf_coef * value_loss - c.ent_coef * entropy + c.kl_coef * weighted_kl
     with torch.no_grad():
         approx_kl = mean(torch.expm1(log_ratio) - log_ratio)
         clip_fraction = mean(((ratio - 1).abs() > c.clip_range).to(ratio.dtype))

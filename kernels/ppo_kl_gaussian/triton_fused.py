@@ -25,7 +25,7 @@ FULL_GPU = 256  # programs that leave no multiprocessor idle; tiles shrink below
 MAX_PROGRAMS = 1024  # they loop over the tiles, so that few partial sums are left to add
 MOMENT_PROGRAMS = 128
 MOMENT_ROWS = 1024
-N_SUMS = tl.constexpr(6)  # partial sums of a program, beside one for each dimension of a shared log std
+N_SUMS = tl.constexpr(7)  # partial sums of a program, beside one for each dimension of a shared log std
 GRAD_DIMS = 8  # dimensions that the last kernel adds at a time
 LOG_PROB_CONSTANT = tl.constexpr(HALF_LOG_2PI)  # of one dimension
 # the default differs between versions of Triton
@@ -132,13 +132,31 @@ def _kl(mean, log_std, inv_std, prior_mean, prior_log_std, PRIOR_POLICY: tl.cons
 
 
 @triton.jit
+def _kl_weight(kl_weight_ptr, o_row):
+    """Return what each row's KL weighs in the loss."""
+    kl_weight = 1.0
+    if kl_weight_ptr is not None:
+        kl_weight = tl.load(kl_weight_ptr + o_row).to(tl.float32)
+    return kl_weight
+
+
+@triton.jit
+def _weighted_kl(kl_weight_ptr, weighted_kl_sum, kl):
+    """Return the sum of the weighed KLs, which is that of the KLs where nothing weighs them."""
+    total = kl
+    if kl_weight_ptr is not None:
+        total = tl.sum(weighted_kl_sum, axis=0)
+    return total
+
+
+@triton.jit
 def _write_statistics(statistics_ptr, count, totals, ent_coef, vf_coef, kl_coef):
     """Turn the sums over all rows into the seven outputs."""
     inv_rows = 1.0 / tl.maximum(count, 1.0)
-    policy, squared_error, entropy, kl, k3, outside = totals
+    policy, squared_error, entropy, kl, k3, outside, weighted_kl = totals
     policy_loss, value_loss = -policy * inv_rows, squared_error * inv_rows
     entropy, kl = entropy * inv_rows, kl * inv_rows
-    tl.store(statistics_ptr, policy_loss + vf_coef * value_loss - ent_coef * entropy + kl_coef * kl)
+    tl.store(statistics_ptr, policy_loss + vf_coef * value_loss - ent_coef * entropy + kl_coef * weighted_kl * inv_rows)
     tl.store(statistics_ptr + 1, policy_loss)
     tl.store(statistics_ptr + 2, value_loss)
     tl.store(statistics_ptr + 3, entropy)
@@ -160,6 +178,7 @@ def rows_kernel(
     weight_ptr,
     prior_mean_ptr,
     prior_log_std_ptr,
+    kl_weight_ptr,
     clip_range_ptr,
     ent_coef_ptr,
     vf_coef_ptr,
@@ -206,7 +225,7 @@ def rows_kernel(
 
     policy_sum = tl.zeros([ROWS], tl.float32)
     error_sum, entropy_sum, kl_sum = policy_sum, policy_sum, policy_sum
-    k3_sum, outside_sum = policy_sum, policy_sum
+    k3_sum, outside_sum, weighted_kl_sum = policy_sum, policy_sum, policy_sum
     log_std_sum = tl.zeros([BLOCK_D], tl.float32)
     for tile in range(tl.program_id(0), tl.cdiv(n_rows, ROWS), tl.num_programs(0)):
         # rows past the last one repeat it with weight 0
@@ -240,13 +259,15 @@ def rows_kernel(
         error_sum += tl.where(counts, weight * error * error, 0.0)
         entropy_sum += tl.where(counts, weight * entropy, 0.0)
         kl_sum += tl.where(counts, weight * kl, 0.0)
+        kl_weight = _kl_weight(kl_weight_ptr, o_row)
+        weighted_kl_sum += tl.where(counts, weight * kl_weight * kl, 0.0)
         k3_sum += tl.where(counts, weight * k3, 0.0)
         outside_sum += tl.where(counts, weight * outside, 0.0)
 
         share = weight * inv_rows
         value_grad = tl.where(counts, 2.0 * vf_coef * share * value_slope, 0.0)
         tl.store(values_grad_ptr + o_row, value_grad, mask=m_row)
-        by_log_prob, by_kl = (-share * slope)[:, None], (kl_coef * share)[:, None]
+        by_log_prob, by_kl = (-share * slope)[:, None], (kl_coef * share * kl_weight)[:, None]
         o, m = o_row[:, None] * D + o_col[None, :], m_row[:, None] & m_col
         mean_grad = by_log_prob * z * inv_std + by_kl * pull
         tl.store(mean_grad_ptr + o, tl.where(counts[:, None], mean_grad, 0.0), mask=m)
@@ -260,7 +281,8 @@ def rows_kernel(
     policy, squared_error = tl.sum(policy_sum, axis=0), tl.sum(error_sum, axis=0)
     entropy, kl = tl.sum(entropy_sum, axis=0), tl.sum(kl_sum, axis=0)
     k3, outside = tl.sum(k3_sum, axis=0), tl.sum(outside_sum, axis=0)
-    totals = policy, squared_error, entropy, kl, k3, outside
+    weighted_kl = _weighted_kl(kl_weight_ptr, weighted_kl_sum, kl)
+    totals = policy, squared_error, entropy, kl, k3, outside, weighted_kl
     if partials_ptr is None:
         _write_statistics(statistics_ptr, count, totals, ent_coef, vf_coef, kl_coef)
         if not STD_PER_ROW:
@@ -304,7 +326,8 @@ def statistics_kernel(
     kl = _total(partials_ptr, 3, n_partials, PARTIALS)
     k3 = _total(partials_ptr, 4, n_partials, PARTIALS)
     outside = _total(partials_ptr, 5, n_partials, PARTIALS)
-    totals = policy, squared_error, entropy, kl, k3, outside
+    weighted_kl = _total(partials_ptr, 6, n_partials, PARTIALS)
+    totals = policy, squared_error, entropy, kl, k3, outside, weighted_kl
     coefficients = tl.load(ent_coef_ptr), tl.load(vf_coef_ptr), tl.load(kl_coef_ptr)
     _write_statistics(statistics_ptr, count, totals, *coefficients)
     if not STD_PER_ROW:
@@ -373,13 +396,15 @@ def _checked(inputs: Inputs) -> Inputs:
         raise ValueError(f"mean: expected shape [B, D] with D at least 1, got {list(element)}")
     if device.type != "cuda" and not INTERPRETED:
         raise ValueError(f"mean: expected a CUDA tensor, got one on {device}; choose another impl")
-    made = []
+    made = {}
     for name, tensor in inputs._asdict().items():
+        if name == "kl_weight" and tensor is None:
+            continue
         shape = element if name in ("mean", "actions", "prior_mean") else element[:1]
         if name in ("log_std", "prior_log_std"):
             shape = element if tensor.dim() == 2 else element[1:]
-        made.append(_readable(name, tensor, shape, device))
-    return Inputs(*made)
+        made[name] = _readable(name, tensor, shape, device)
+    return Inputs(**made)
 
 
 def _check_coefficients(coefficients: Coefficients, device: torch.device) -> None:

@@ -9,31 +9,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer as SB3RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from lago_fast.algorithms.heads import Head, PolicysOwnHead
+from lago_fast.algorithms.guarding import GuardedPPO
+from lago_fast.algorithms.heads import PolicysOwnHead
 from lago_fast.algorithms.kl_coefficient import KLCoefficient
-from lago_fast.algorithms.lanes import LaneStep, episode_info
+from lago_fast.algorithms.lanes import LaneStep, bounded_actions, episode_info
 from lago_fast.algorithms.micro_batches import Halving
 from lago_fast.algorithms.numbers import Numbers, check_rollout, check_unnormalised, observation_columns
 from lago_fast.algorithms.prior_query import query_prior
-from lago_fast.algorithms.saving import KeptPPO
 from lago_fast.algorithms.stage_clock import StageClock
 from lago_fast.algorithms.stepping import steps, torch_threads_beside
 from lago_fast.algorithms.workers import name_env
-from lago_fast.buffers import RolloutBuffer
 from lago_fast.errors import NonFiniteError, UnsupportedArgument
 from lago_fast.priors.base import ActionPrior
 
 
-class CollectingPPO(KeptPPO):
+class CollectingPPO(GuardedPPO):
     """PPO's first half; `FastKLPPO` sets up what is declared here."""
 
-    prior: ActionPrior | None
     prior_digest: str | None
     kl_coef: Any
     target_prior_kl: float | None
@@ -43,11 +40,8 @@ class CollectingPPO(KeptPPO):
     kl_direction: str
     kl_placement: str
     prior_temperature: float
-    _buffer: RolloutBuffer
-    _head: Head
     _numbers: Numbers
     _kl_coefficient: KLCoefficient
-    _prior_ids: Tensor
     _prior_rows: Halving
     _dropped: bool  # whether the rollout was, so that nothing is learnt from it
 
@@ -119,6 +113,7 @@ class CollectingPPO(KeptPPO):
 
     def _store(self, t: int, step: LaneStep, terminal_values: list[tuple[int, Tensor, Tensor]]) -> None:
         """Keep what a step returned."""
+        self._note_returns(step.episodes)
         for episode in step.episodes:
             self.ep_info_buffer.append(episode_info(episode, self.start_time / 1e9))  # type: ignore[union-attr]
             if episode.success is not None:
@@ -151,6 +146,7 @@ class CollectingPPO(KeptPPO):
             clock.lap("prior")
         buffer.compute_returns_and_advantage(self.gamma, self.gae_lambda, self.impls["gae"])
         clock.lap("advantage")
+        self._let_guard_weigh()
         check_rollout({"advantage": buffer.advantages, "return": buffer.returns}, "scale the rewards")
 
     def _look_at_policy(self) -> None:
@@ -177,18 +173,9 @@ class CollectingPPO(KeptPPO):
         ):
             column[t, rows] = output
         actions = acted.actions.cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
-        bounded = self._bounded(actions)
+        bounded = bounded_actions(self.policy, actions)
         self.stage_clock.lap("transfer")
         return actions, bounded
-
-    def _bounded(self, actions: np.ndarray) -> np.ndarray:
-        """Return the actions as the env takes them."""
-        if not isinstance(self.action_space, spaces.Box):
-            return actions
-        if self.policy.squash_output:
-            return self.policy.unscale_action(actions)
-        # the policy is an unbounded Gaussian; the env gets its samples inside the box
-        return np.clip(actions, self.action_space.low, self.action_space.high)
 
     @torch.no_grad()
     def _values(self, observations: Any) -> Tensor:

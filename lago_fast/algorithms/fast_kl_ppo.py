@@ -6,6 +6,7 @@ Test: pytest tests/algorithms
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from lago_fast import ops
 from lago_fast.algorithms.collecting import CollectingPPO
 from lago_fast.algorithms.flat_adam import FlatAdam
+from lago_fast.algorithms.guard import GuardSettings, settings_of
 from lago_fast.algorithms.gymnasium_vector import GymnasiumVecEnv
 from lago_fast.algorithms.heads import PolicysOwnHead, make_head
 from lago_fast.algorithms.kl_coefficient import AUTO_START, KLCoefficient
@@ -55,6 +57,8 @@ class FastKLPPO(CollectingPPO):
         kl_placement: "loss" adds the KL to the loss; "reward" subtracts it from each step's reward.
         prior_temperature: the prior is raised to 1 / temperature and renormalised.
         warm_start: spend the first rollout on fitting the policy to the prior, with no PPO update.
+        guard: let the KL of a task (or instruction) count by whether the prior, which plays some episodes of its own
+            first, does better than the policy: True, or `GuardSettings`; with kl_placement="loss", no kl_coef="auto".
         impl: implementation of the loss op (`lago_fast.ops`); the other ops take the same name where it is
             written for them, else "auto". `impls` says what came of it.
         on_nan: NaN or infinity in observations, rewards, the prior, losses or gradients: "raise" an error that names
@@ -106,6 +110,7 @@ class FastKLPPO(CollectingPPO):
         kl_placement: str = "loss",
         prior_temperature: float = 1.0,
         warm_start: bool = False,
+        guard: bool | GuardSettings | None = None,
         impl: str = "auto",
         on_nan: str = "raise",
         step_timeout_s: float | None = STEP_TIMEOUT_S,
@@ -120,6 +125,13 @@ class FastKLPPO(CollectingPPO):
             raise UnsupportedArgument(f"prior_temperature={prior_temperature}: give a number above 0")
         if warm_start and prior is None and _init_setup_model:
             raise UnsupportedArgument("warm_start: there is nothing to start from without a prior; pass prior=")
+        guard_settings = settings_of(guard)
+        if guard_settings is not None and (kl_placement == "reward" or kl_coef == "auto"):
+            raise UnsupportedArgument(
+                "guard: it weighs the KL in the loss by itself; use kl_placement='loss' and a kl_coef"
+            )
+        if guard_settings is not None and prior is None and _init_setup_model:
+            raise UnsupportedArgument("guard: there is nothing to guard without a prior; pass prior=")
         if torch.device("cpu" if device == "auto" else device).type == "cuda" and not torch.cuda.is_available():
             raise DeviceUnavailable(f"device={device!r}: this machine has no CUDA device; use device='cpu' or 'auto'")
         self.kl_coef, self.target_prior_kl = kl_coef, target_prior_kl
@@ -128,6 +140,10 @@ class FastKLPPO(CollectingPPO):
         self.on_nan, self.step_timeout_s = on_nan, step_timeout_s
         self.prior = prior
         self.prior_digest: str | None = None
+        # plain numbers, which a saved model holds as text
+        self.guard = None if guard_settings is None else asdict(guard_settings)
+        self.guard_state = None
+        self._guard = None
         self.auto_kl_coef = AUTO_START  # what kl_coef="auto" has come to
         self._kl_coefficient = KLCoefficient(kl_coef, target_prior_kl)
         self._begin_run()
@@ -244,6 +260,7 @@ class FastKLPPO(CollectingPPO):
         if reset_num_timesteps:
             self._begin_run()
         self._continue_log()
+        self._let_prior_play(result[0])
         self.stage_clock.start()
         return result
 
@@ -377,6 +394,7 @@ class FastKLPPO(CollectingPPO):
             "_buffer",
             "_prior_ids",
             "_instruction_id",
+            "_guard",
             "_kl_coefficient",
             "stage_clock",
             "impls",

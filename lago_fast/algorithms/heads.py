@@ -94,6 +94,7 @@ class GaussianHead:
         **options: Any,
     ) -> tuple[ops.GaussianOutputs, ops.GaussianGrads]:
         """Return the op's statistics and its gradients for (mean, log_std, values)."""
+        prior_mean, prior_log_std = batch.prior
         inputs = ops.GaussianInputs(
             outputs[0].detach(),
             outputs[1].detach(),
@@ -104,7 +105,9 @@ class GaussianHead:
             batch.returns,
             batch.old_values,
             batch.weight,
-            *batch.prior,
+            prior_mean,
+            prior_log_std,
+            kl_weight=batch.kl_weight,
         )
         return ops.ppo_kl_gaussian_loss_and_grads(inputs, ops.GaussianCoefficients(**coefficients), **options)
 
@@ -168,6 +171,7 @@ class CategoricalHead:
         **options: Any,
     ) -> tuple[ops.CategoricalOutputs, ops.CategoricalGrads]:
         """Return the op's statistics and its gradients for (logits, values)."""
+        (prior_log_probs,) = batch.prior
         inputs = ops.CategoricalInputs(
             outputs[0].detach(),
             values.detach(),
@@ -177,7 +181,8 @@ class CategoricalHead:
             batch.returns,
             batch.old_values,
             batch.weight,
-            *batch.prior,
+            prior_log_probs,
+            kl_weight=batch.kl_weight,
         )
         return ops.ppo_kl_categorical_loss_and_grads(inputs, ops.CategoricalCoefficients(**coefficients), **options)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 
@@ -172,6 +173,17 @@ def example_of(space: spaces.Space[Any]) -> np.ndarray | dict[str, np.ndarray]:
     if isinstance(space, spaces.Dict):
         return {key: np.zeros(part.shape or (), part.dtype) for key, part in space.items()}
     return np.zeros(space.shape or (), space.dtype)
+
+
+def bounded_actions(policy: ActorCriticPolicy, actions: np.ndarray) -> np.ndarray:
+    """Return a policy's actions as the env takes them."""
+    space = policy.action_space
+    if not isinstance(space, spaces.Box):
+        return actions
+    if policy.squash_output:
+        return policy.unscale_action(actions)
+    # the policy is an unbounded Gaussian; the env gets its samples inside the box
+    return np.clip(actions, space.low, space.high)
 
 
 def episode_info(episode: Episode, start_time: float) -> dict[str, float]:

@@ -16,7 +16,7 @@ from lago_fast.priors.base import ActionPrior
 def query_prior(
     prior: ActionPrior, buffer: RolloutBuffer, head: GaussianHead | CategoricalHead, ids: Tensor, halving: Halving
 ) -> None:
-    """Store what the prior says of every collected step.
+    """Store what the prior says of every collected step, and how far it is to be trusted there.
 
     Args:
         prior: asked once, or in parts where its memory does not suffice.
@@ -35,12 +35,16 @@ def query_prior(
 
     def ask(at_once: int) -> list[Tensor]:
         rows = zip(states.split(at_once), of_the_prior.split(at_once), strict=True)
-        parts = [head.prior_outputs(prior.query(*row)) for row in rows]
+        answers = [prior.query(*row) for row in rows]
+        parts = [(*head.prior_outputs(a), *(() if a.trust is None else (a.trust,))) for a in answers]
         return [torch.cat(column) if len(column) > 1 else column[0] for column in zip(*parts, strict=True)]
 
     lowest = torch.finfo(torch.float32).min if head.kind == "categorical" else -torch.inf
     checked = {}
-    for i, (column, output) in enumerate(zip(buffer.prior_outputs, halving(ask, len(states)), strict=True)):
+    said = halving(ask, len(states))
+    trust = said[len(buffer.prior_outputs) :]
+    buffer.trust = trust[0].reshape(buffer.values.shape) if trust else None
+    for i, (column, output) in enumerate(zip(buffer.prior_outputs, said, strict=False)):
         column.copy_(output.reshape(column.shape))
         checked[f"answer {i} of the prior in the state"] = column.clamp(min=lowest)
     check_rollout(checked, "check the prior's files with `lago info`, or fit it again")

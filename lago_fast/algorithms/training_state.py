@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from lago_fast.algorithms.collecting import CollectingPPO
 
 COUNTERS = ("num_timesteps", "iterations", "_n_updates", "_episode_num", "_total_timesteps", "_num_timesteps_at_start")
-POSITION = ("_current_progress_remaining", "auto_kl_coef", "prior_digest", "seed", "run_id")
+POSITION = ("_current_progress_remaining", "auto_kl_coef", "guard_state", "prior_digest", "seed", "run_id")
 # the constructor's arguments, as attributes of the model
 ARGUMENTS = (
     *("learning_rate", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range", "clip_range_vf"),
     *("normalize_advantage", "ent_coef", "vf_coef", "max_grad_norm", "use_sde", "sde_sample_freq", "target_kl"),
     *("policy_kwargs", "verbose", "seed", "kl_coef", "target_prior_kl", "kl_direction"),
-    *("kl_placement", "prior_temperature", "warm_start", "impl", "on_nan", "step_timeout_s"),
+    *("kl_placement", "prior_temperature", "warm_start", "guard", "impl", "on_nan", "step_timeout_s"),
 )
 LINEAR = "LinearSchedule"
 MAX_INT = 2**32  # of an argument; seeds are that large

@@ -92,7 +92,8 @@ def categorical_loss(rows: int, actions: int, dtype: torch.dtype, variant: str =
     element = torch.zeros(rows, actions, dtype=dtype)
     row = element[:, 0].contiguous()
     mask = element.bool() if "masked" in variant else None
-    inputs = module.Inputs(element, row, row.long(), row, row, row, row, row, element, mask)
+    kl_weight = row if "kl_weighted" in variant else None
+    inputs = module.Inputs(element, row, row.long(), row, row, row, row, row, element, mask, kl_weight)
     coefficients = module.Coefficients(*(scalar() for _ in range(5)), scalar() if "clipped" in variant else None)
     module.loss_and_grads(inputs, coefficients, kl_direction=direction(variant))
 
@@ -102,7 +103,8 @@ def gaussian_loss(rows: int, dims: int, dtype: torch.dtype, variant: str = "") -
     element, row, shared = torch.zeros(rows, dims, dtype=dtype), torch.zeros(rows), torch.zeros(dims, dtype=dtype)
     log_std = element if "std_per_row" in variant else shared
     prior_log_std = shared if "shared_prior" in variant else element
-    inputs = module.Inputs(element, log_std, row, element, row, row, row, row, row, element, prior_log_std)
+    kl_weight = row if "kl_weighted" in variant else None
+    inputs = module.Inputs(element, log_std, row, element, row, row, row, row, row, element, prior_log_std, kl_weight)
     coefficients = module.Coefficients(*(scalar() for _ in range(5)), scalar() if "clipped" in variant else None)
     module.loss_and_grads(inputs, coefficients, kl_direction=direction(variant))
 
@@ -150,6 +152,10 @@ F32, BF16 = torch.float32, torch.bfloat16
 CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     *((categorical_loss, (100_000, a, t)) for a, t in itertools.product((4, 40, 1024), (F32, BF16))),
     (categorical_loss, (2048, 40, F32)),
+    (categorical_loss, (2048, 40, F32, "kl_weighted")),
+    (categorical_loss, (64, 40, F32, "kl_weighted")),
+    (categorical_loss, (100_000, 1024, F32, "prior_policy masked clipped kl_weighted")),
+    (categorical_loss, (100, 32_000, BF16, "kl_weighted")),
     (categorical_loss, (300, 4096, F32)),
     (categorical_loss, (100, 32_000, F32)),
     (categorical_loss, (100, 32_000, BF16, "prior_policy")),
@@ -165,6 +171,9 @@ CASES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     (gaussian_loss, (100_000, 4, F32, "std_per_row clipped")),
     (gaussian_loss, (100_000, 17, F32, "prior_policy shared_prior")),
     (gaussian_loss, (2048, 4, F32)),
+    (gaussian_loss, (2048, 4, F32, "kl_weighted")),
+    (gaussian_loss, (64, 4, F32, "kl_weighted")),
+    (gaussian_loss, (100_000, 17, BF16, "prior_policy std_per_row clipped kl_weighted")),
     (gaussian_loss, (64, 4, F32)),
     (gaussian_loss, (64, 17, F32, "prior_policy std_per_row clipped")),
     (gaussian_loss, (256, 8, F32, "shared_prior clipped")),

@@ -32,7 +32,9 @@ def columns(log_prob: Tensor) -> dict[str, Tensor]:
     }
 
 
-def draw_categorical(rows: int, n_actions: int, *, masked: bool = False) -> CategoricalInputs:
+def draw_categorical(
+    rows: int, n_actions: int, *, masked: bool = False, kl_weighted: bool = False
+) -> CategoricalInputs:
     logits, prior = 2 * torch.randn(rows, n_actions) + 3, 2 * torch.randn(rows, n_actions) - 5
     mask = torch.rand(rows, n_actions) < 0.6
     mask.scatter_(1, torch.randint(n_actions, (rows, 1)), True)
@@ -42,11 +44,18 @@ def draw_categorical(rows: int, n_actions: int, *, masked: bool = False) -> Cate
     actions = (allowed - torch.rand(rows, n_actions).log().neg().log()).argmax(-1)
     log_prob = allowed.log_softmax(-1).gather(-1, actions[:, None]).squeeze(-1)
     return CategoricalInputs(
-        logits=logits, actions=actions, prior_log_probs=prior, action_mask=mask, **columns(log_prob)
+        logits=logits,
+        actions=actions,
+        prior_log_probs=prior,
+        action_mask=mask,
+        kl_weight=2 * torch.rand(rows) if kl_weighted else None,
+        **columns(log_prob),
     )
 
 
-def draw_gaussian(rows: int, dims: int, *, std_per_row: bool = False, prior_per_row: bool = True) -> GaussianInputs:
+def draw_gaussian(
+    rows: int, dims: int, *, std_per_row: bool = False, prior_per_row: bool = True, kl_weighted: bool = False
+) -> GaussianInputs:
     def stds(per_row: bool) -> Tensor:
         return 0.3 * torch.randn(*((rows, dims) if per_row else (dims,))) - 0.7
 
@@ -59,6 +68,7 @@ def draw_gaussian(rows: int, dims: int, *, std_per_row: bool = False, prior_per_
         actions=actions,
         prior_mean=torch.randn(rows, dims),
         prior_log_std=stds(prior_per_row),
+        kl_weight=2 * torch.rand(rows) if kl_weighted else None,
         **columns(log_prob),
     )
 

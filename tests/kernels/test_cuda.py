@@ -77,6 +77,17 @@ def test_gaussian_shapes(dims, per_row, kl_direction):
         assert_loss(x, coefficients(0.1, 0.02, 0.7, 0.5, 0.6, 0.1), kl_direction=kl_direction)
 
 
+@direction
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+@pytest.mark.parametrize("n", [3, 4, 40, 1500])
+def test_a_weight_of_each_rows_kl(n, dtype, kl_direction):
+    x = converted(draw_categorical(70, n, kl_weighted=True), dtype)
+    assert_loss(x, coefficients(), rtol=1e-5, kl_direction=kl_direction)
+    if n <= 40:
+        y = converted(draw_gaussian(70, n, kl_weighted=True), dtype)
+        assert_loss(y, coefficients(), rtol=1e-5, kl_direction=kl_direction)
+
+
 @either_loss
 def test_many_rows(draw):
     assert_loss(draw(65537), coefficients())

@@ -158,6 +158,16 @@ class TestLosses:
         x = draw_gaussian(rows, dims, std_per_row=per_row, prior_per_row=not per_row)
         assert_loss(native, x, coefficients(), kl_direction=kl_direction)
 
+    @direction
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("n", [3, 4, 17, 1500])
+    def test_a_weight_of_each_rows_kl(self, native, n, dtype, kl_direction):
+        x = draw_categorical(33, n, masked=n == 17, kl_weighted=True)
+        assert_loss(native, converted(x, dtype), coefficients(), kl_direction=kl_direction)
+        if n <= 17:
+            y = draw_gaussian(33, n, std_per_row=n == 4, kl_weighted=True)
+            assert_loss(native, converted(y, dtype), coefficients(), kl_direction=kl_direction)
+
     @either_loss
     def test_several_rounds_over_several_blocks(self, native, draw):
         assert_loss(native, draw(2049), coefficients())
@@ -532,7 +542,7 @@ class TestBinding:
         x = torch.zeros(100)
         with pytest.raises(ValueError, match="workspace: too small"):
             native.ppo_kl_categorical(
-                [x.data_ptr()] * 5, 0, [(x.data_ptr(), 0)] * 7, [x.data_ptr()] * 6, x.data_ptr(), x.data_ptr(), 100,
+                [x.data_ptr()] * 5, 0, [(x.data_ptr(), 0)] * 8, [x.data_ptr()] * 6, x.data_ptr(), x.data_ptr(), 100,
                 2, 2, False, True, (0, 0),
             )  # fmt: skip
 

@@ -65,6 +65,19 @@ def test_hand_computed():
     assert out.clip_fraction.item() == pytest.approx(0.5)
     assert out.loss.item() == pytest.approx(-0.7 + 0.5 * 2.5 - 0.01 * entropy + 0.3 * kl, abs=1e-6)
 
+    # row 0's KL counts for 2, row 1's for a half: 1.25 on average; prior_kl stays what it is
+    weighed = inputs._replace(kl_weight=torch.tensor([2.0, 0.5]))
+    out = ppo_kl_categorical(weighed, coefficients(torch.float32), normalize_advantage=False)
+    assert out.prior_kl.item() == pytest.approx(kl, abs=1e-6)
+    assert out.loss.item() == pytest.approx(-0.7 + 0.5 * 2.5 - 0.01 * entropy + 0.3 * 1.25 * kl, abs=1e-6)
+    # row 0's surrogate is clipped: what is left is q (l + H) of the entropy and q (l - log p - KL) of the KL
+    grads = ops.ppo_kl_categorical_loss_and_grads(
+        weighed, coefficients(torch.float32), normalize_advantage=False, impl="reference"
+    )[1]
+    of_entropy = 0.75 * (math.log(0.75) + entropy)
+    of_kl = 0.75 * (math.log(0.75) + math.log(2) - kl)
+    assert grads.logits[0, 0].item() == pytest.approx((0.01 * of_entropy + 0.3 * 2 * of_kl) / 2, abs=1e-6)
+
 
 @pytest.mark.parametrize("direction", ["policy_prior", "prior_policy"])
 def test_prior_kl_is_that_of_torch_distributions(direction):
@@ -79,7 +92,7 @@ def test_prior_kl_is_that_of_torch_distributions(direction):
 @pytest.mark.parametrize("direction", ["policy_prior", "prior_policy"])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_gradcheck(direction, normalize):
-    x = random_inputs()
+    x = random_inputs()._replace(kl_weight=torch.linspace(0, 2, 7).double())
     leaves = [t.clone().requires_grad_() for t in x[:2]]
 
     def loss(*leaves):
@@ -111,7 +124,7 @@ def test_invalid_rows_change_nothing():
     keep = x.weight > 0
     a, a_grads = ops.ppo_kl_categorical_loss_and_grads(x, coefficients(), impl="reference")
     b, b_grads = ops.ppo_kl_categorical_loss_and_grads(
-        Inputs(*(t[keep] for t in x[:-1])), coefficients(), impl="reference"
+        Inputs(*(t[keep] for t in x if t is not None)), coefficients(), impl="reference"
     )
     for got, expected in zip(a, b, strict=True):
         torch.testing.assert_close(got, expected)

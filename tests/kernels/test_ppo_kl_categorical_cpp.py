@@ -435,3 +435,22 @@ def test_a_refused_direction_and_buffer_are_named():
         cpp_fused.loss_and_grads(x, coefficients(), out=poisoned(draw(9, 4)))
     with pytest.raises(ValueError, match=r"^out\.values: expected"):
         cpp_fused.loss_and_grads(x, coefficients(), out=poisoned(x)._replace(values=x.values.half()))
+
+
+@all_lanes
+@direction
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("rows", "n_actions"), [(1, 2), (7, 3), (65, 40), (100, 18), (2049, 4)])
+def test_a_weight_of_each_rows_kl(rows, n_actions, masked, kl_direction, lanes):
+    x = draw(rows, n_actions, masked=masked)._replace(kl_weight=2 * torch.rand(rows))
+    assert_no_worse_than_eager(x, coefficients(), lanes=lanes, kl_direction=kl_direction)
+
+
+@all_lanes
+def test_a_weight_of_one_is_none(lanes):
+    x = draw(77, 9)
+    plain = cpp_fused.loss_and_grads(x, coefficients(), lanes=lanes)
+    weighed = cpp_fused.loss_and_grads(x._replace(kl_weight=torch.ones(77)), coefficients(), lanes=lanes)
+    for part, other in zip(plain, weighed, strict=True):
+        for a, b in zip(part, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)

@@ -39,7 +39,7 @@ def random_inputs(rows=7, dims=3, dtype=torch.float64, seed=0) -> Inputs:
         normal(rows, dims),
         0.2 * normal(rows, dims) - 1,
     )
-    return Inputs(*(t.to(dtype) for t in inputs))
+    return Inputs(*(None if t is None else t.to(dtype) for t in inputs))
 
 
 def test_hand_computed():
@@ -75,6 +75,18 @@ def test_hand_computed():
     total = -0.7 + 0.5 * 2.5 - 0.01 * out.entropy.item() + 0.3 * kl
     assert out.loss.item() == pytest.approx(total, abs=1e-6)
 
+    # row 0's KL counts for 2, row 1's for a half; prior_kl stays what it is
+    weighed = inputs._replace(kl_weight=torch.tensor([2.0, 0.5]))
+    out = ppo_kl_gaussian(weighed, coefficients(torch.float32), normalize_advantage=False)
+    assert out.prior_kl.item() == pytest.approx(kl, abs=1e-6)
+    weighted_kl = (2 * (math.log(2) + 1.25 / 8 - 0.5) + 0.5 * (math.log(2) + 1 / 8 - 0.5)) / 2
+    assert out.loss.item() == pytest.approx(total - 0.3 * kl + 0.3 * weighted_kl, abs=1e-6)
+    # of the entropy nothing; z = 0; d KL / dm = d / 4 of row 0 alone, over two rows
+    grads = ops.ppo_kl_gaussian_loss_and_grads(
+        weighed, coefficients(torch.float32), normalize_advantage=False, impl="reference"
+    )[1]
+    torch.testing.assert_close(grads.mean, torch.tensor([[0.3 * 2 * -0.5 / 4 / 2], [0.0]]))
+
 
 def test_hand_computed_clipped_value():
     inputs = random_inputs(rows=1, dims=1)._replace(
@@ -109,7 +121,7 @@ def test_temperature_is_the_renormalised_power():
 @pytest.mark.parametrize("direction", ["policy_prior", "prior_policy"])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_gradcheck(direction, normalize):
-    x = random_inputs()
+    x = random_inputs()._replace(kl_weight=torch.linspace(0, 2, 7).double())
     leaves = [t.clone().requires_grad_() for t in x[:3]]
 
     def loss(*leaves):
@@ -137,7 +149,7 @@ def test_float32_gradients_against_float64(rows, dims):
 def test_invalid_rows_change_nothing():
     x = random_inputs(rows=8)
     keep = x.weight > 0
-    fewer = Inputs(*(t[keep] if t.shape[:1] == keep.shape else t for t in x))
+    fewer = Inputs(*(t[keep] if t is not None and t.shape[:1] == keep.shape else t for t in x))
     a, a_grads = ops.ppo_kl_gaussian_loss_and_grads(x, coefficients(), impl="reference")
     b, b_grads = ops.ppo_kl_gaussian_loss_and_grads(fewer, coefficients(), impl="reference")
     for got, expected in zip(a, b, strict=True):

@@ -282,7 +282,7 @@ def test_torch_without_a_quick_reader_gives_the_same(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_types_are_computed_in_float32(dtype):
-    x = Inputs(*(t.to(dtype) for t in draw(50, 4)))
+    x = Inputs(*(None if t is None else t.to(dtype) for t in draw(50, 4)))
     outputs, grads = cpp_fused.loss_and_grads(x, coefficients())
     truth, true_grads = eager.loss_and_grads(widened(x), widened(coefficients()))
     for got, expected in zip(outputs, truth, strict=True):
@@ -327,3 +327,22 @@ def test_a_refused_direction_and_buffer_are_named():
         cpp_fused.loss_and_grads(x, coefficients(), kl_direction="sideways")
     with pytest.raises(ValueError, match=r"^out\.mean: expected"):
         cpp_fused.loss_and_grads(x, coefficients(), out=poisoned(draw(9, 4)))
+
+
+@all_lanes
+@direction
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize(("rows", "dims"), [(1, 1), (7, 3), (65, 4), (100, 17), (2049, 4)])
+def test_a_weight_of_each_rows_kl(rows, dims, per_row, kl_direction, lanes):
+    x = draw(rows, dims, policy_std_per_row=per_row, prior_std_per_row=per_row)._replace(kl_weight=2 * torch.rand(rows))
+    assert_no_worse_than_eager(x, coefficients(), lanes=lanes, kl_direction=kl_direction)
+
+
+@all_lanes
+def test_a_weight_of_one_is_none(lanes):
+    x = draw(77, 4)
+    plain = cpp_fused.loss_and_grads(x, coefficients(), lanes=lanes)
+    weighed = cpp_fused.loss_and_grads(x._replace(kl_weight=torch.ones(77)), coefficients(), lanes=lanes)
+    for part, other in zip(plain, weighed, strict=True):
+        for a, b in zip(part, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)

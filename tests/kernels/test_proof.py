@@ -123,7 +123,12 @@ def prove(op: str, impl: str, dtype: str, emulator) -> None:
             assert_near(mine, truth, of_outputs)
         return
     if op.startswith("ppo"):
-        x = draw_categorical(B, 5, masked=True) if op.endswith("categorical") else draw_gaussian(B, 4)
+        categorical = op.endswith("categorical")
+        x = (
+            draw_categorical(B, 5, masked=True, kl_weighted=True)
+            if categorical
+            else draw_gaussian(B, 4, kl_weighted=True)
+        )
         x = converted(x, DTYPES[dtype])
         truth = eager_of(x).loss_and_grads(
             converted(x, torch.float64), converted(coefficients(0.2, 0.01, 0.5, 0.3, 1.5, 0.3), torch.float64)

@@ -326,3 +326,10 @@ def test_a_captured_graph_follows_the_coefficients(entry, rows, device):
         graph.replay()
         assert not all(torch.equal(a, b) for a, b in zip(before, captured, strict=True))
         assert all(torch.equal(a, b) for a, b in zip(entry(x, c), captured, strict=True))
+
+
+@direction
+@pytest.mark.parametrize(("rows", "n_actions"), [(7, 3), (300, 18), (2, 5000)])
+def test_a_weight_of_each_rows_kl(rows, n_actions, kl_direction, device):
+    x = draw(device, rows, n_actions)._replace(kl_weight=2 * torch.rand(rows).to(device))
+    assert_no_worse_than_eager(x, coefficients(device), kl_direction=kl_direction)

@@ -54,7 +54,7 @@ def draw(
         prior_mean=torch.randn(rows, dims),
         prior_log_std=stds(prior_std_per_row),
     )
-    return Inputs(*(t.to(device) for t in x))
+    return Inputs(*(None if t is None else t.to(device) for t in x))
 
 
 def widened(inputs):
@@ -202,7 +202,7 @@ def test_views_are_read_as_what_they_show(device):
 @pytest.mark.parametrize("rows", [50, 1100])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_types_are_computed_in_float32(rows, dtype, device):
-    x = Inputs(*(t.to(dtype) for t in draw(device, rows, 4)))
+    x = Inputs(*(None if t is None else t.to(dtype) for t in draw(device, rows, 4)))
     outputs, grads = triton_fused.loss_and_grads(x, coefficients(device), out=poisoned(x))
     truth, true_grads = eager.loss_and_grads(widened(x), widened(coefficients(device)))
     for got, expected in zip(outputs, truth, strict=True):
@@ -246,7 +246,7 @@ def test_a_refused_direction_buffer_and_device_are_named(monkeypatch, device):
         triton_fused.loss_and_grads(x, coefficients(device), out=poisoned(draw(device, 9, 4)))
     monkeypatch.setattr(triton_fused, "INTERPRETED", False)
     with pytest.raises(ValueError, match=r"^mean: expected a CUDA tensor"):
-        triton_fused.loss_and_grads(Inputs(*(t.cpu() for t in x)), coefficients(device))
+        triton_fused.loss_and_grads(Inputs(*(None if t is None else t.cpu() for t in x)), coefficients(device))
 
 
 def through_autograd(x: Inputs, c: Coefficients) -> tuple[Tensor, ...]:
@@ -296,3 +296,10 @@ def test_a_captured_graph_follows_the_coefficients(entry, rows, device):
         graph.replay()
         assert not all(torch.equal(a, b) for a, b in zip(before, captured, strict=True))
         assert all(torch.equal(a, b) for a, b in zip(entry(x, c), captured, strict=True))
+
+
+@direction
+@pytest.mark.parametrize(("rows", "dims"), [(7, 3), (63, 4), (700, 17)])
+def test_a_weight_of_each_rows_kl(rows, dims, kl_direction, device):
+    x = draw(device, rows, dims)._replace(kl_weight=2 * torch.rand(rows).to(device))
+    assert_no_worse_than_eager(x, coefficients(device), kl_direction=kl_direction)

@@ -1,0 +1,244 @@
+"""The guard: how much the KL to a prior counts, by whether the prior does better than the policy does.
+
+Before training the prior plays some episodes of each group itself. After every rollout the returns of the policy's
+own episodes are compared with theirs: the KL counts while the prior is the better of the two, less and less while
+neither is, and nearly nothing once the policy is. Reasons, measurements and what failed: docs/guard.md.
+Test: pytest tests/algorithms/test_guard.py
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv
+
+from lago_fast.algorithms.lanes import Episode, Lane, array_lane_of
+from lago_fast.buffers import RolloutBuffer
+from lago_fast.errors import UnsupportedArgument
+
+ROWS_OF_GROUP = 256  # of a rollout, that an instruction must have on average to be a group of its own
+LOGGED_GROUPS = 16  # more are not logged one by one
+
+State = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class GuardSettings:
+    """How the guard decides.
+
+    Args:
+        episodes: that the prior plays of each group before training, at least 2.
+        probe_share: of the training's env steps, which the prior may take for them at most, in (0, 1].
+        window: of the policy's newest episodes whose returns count, about, at least 2.
+        doubt: standard errors of the difference of the returns from which on one of the two is the better, at least 0.
+        step: how much the log of a weight moves per rollout and standard error beyond `doubt`, above 0.
+        burden: how much it falls per rollout where neither is the better, at least 0.
+        least: smallest weight, and the first, in (0, 1].
+
+    Raises UnsupportedArgument when one is out of range.
+    """
+
+    episodes: int = 16
+    probe_share: float = 0.1
+    window: int = 32
+    doubt: float = 1.0
+    step: float = 1.0
+    burden: float = 0.2
+    least: float = 0.001
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        for name, fits, wanted in (
+            ("episodes", self.episodes >= 2, "at least 2"),
+            ("probe_share", 0 < self.probe_share <= 1, "in (0, 1]"),
+            ("window", self.window >= 2, "at least 2"),
+            ("doubt", 0 <= self.doubt < math.inf, "at least 0"),
+            ("step", 0 < self.step < math.inf, "above 0"),
+            ("burden", 0 <= self.burden < math.inf, "at least 0"),
+            ("least", 0 < self.least <= 1, "in (0, 1]"),
+        ):
+            if not fits:
+                raise UnsupportedArgument(f"guard: {name}={getattr(self, name)}: give a number {wanted}")
+
+
+def settings_of(guard: "bool | GuardSettings | Mapping[str, Any] | None") -> GuardSettings | None:
+    """Return the settings that FastKLPPO's `guard` means, None for no guard; a mapping is read from a saved model.
+
+    Raises UnsupportedArgument for anything else.
+    """
+    if guard is None or guard is False:
+        return None
+    if guard is True:
+        return GuardSettings()
+    if isinstance(guard, GuardSettings):
+        return guard
+    if isinstance(guard, Mapping) and set(guard) == set(asdict(GuardSettings())):
+        return GuardSettings(**guard)
+    raise UnsupportedArgument(f"guard={guard!r}: give True, False or a GuardSettings")
+
+
+class Returns:
+    """Mean and variance of the returns of each group; the older ones are forgotten beyond `window` episodes.
+
+    Args:
+        groups: how many.
+        window: of episodes; None: all count alike.
+    """
+
+    def __init__(self, groups: int, window: int | None = None) -> None:
+        self.window = window
+        self.count, self.mean, self.variance = ([0.0] * groups for _ in range(3))
+
+    def add(self, group: int, value: float) -> None:
+        """Take in an episode; a return that is not finite is left out."""
+        if not math.isfinite(value):
+            return
+        most = math.inf if self.window is None else self.window
+        self.count[group] = min(self.count[group] + 1, most)
+        share = 1 / self.count[group]
+        distance = value - self.mean[group]
+        self.mean[group] += share * distance
+        self.variance[group] = (1 - share) * (self.variance[group] + share * distance**2)
+
+    def squared_error(self, group: int) -> float:
+        """Return the squared standard error of the mean, infinity for fewer than two episodes."""
+        count = self.count[group]
+        return self.variance[group] / (count - 1) if count > 1 else math.inf
+
+
+class Guard:
+    """The weights of the KL, one per group of rows.
+
+    Args:
+        settings: how it decides.
+        names: of the groups, as they are logged.
+        env_group: [N] int64, of each env; None: the instruction of an episode is its group.
+        state: of a guard before, as `state` returns it; None, or one of other groups: a new start.
+    """
+
+    def __init__(
+        self, settings: GuardSettings, names: Sequence[str], env_group: np.ndarray | None, state: State | None = None
+    ) -> None:
+        self.settings, self.names, self.env_group = settings, list(names), env_group
+        count = len(self.names)
+        self.weights = [settings.least] * count
+        self.prior, self.policy = Returns(count), Returns(count, settings.window)
+        if state is not None and len(state["weights"]) == count:
+            self.weights = list(state["weights"])
+            for name, kept in (("prior", self.prior), ("policy", self.policy)):
+                for column in ("count", "mean", "variance"):
+                    setattr(kept, column, list(state[f"{name}_{column}"]))
+
+    @property
+    def state(self) -> State:
+        """Return all that it has learnt, as plain numbers."""
+        kept = {"weights": list(self.weights)}
+        for name, returns in (("prior", self.prior), ("policy", self.policy)):
+            for column in ("count", "mean", "variance"):
+                kept[f"{name}_{column}"] = list(getattr(returns, column))
+        return kept
+
+    @property
+    def knows_prior(self) -> bool:
+        """Tell whether the prior has played all the episodes that it is to be judged by."""
+        return min(self.prior.count) >= self.settings.episodes
+
+    def note(self, returns: Returns, episodes: Sequence[Episode], instruction_id: np.ndarray) -> None:
+        """Take in episodes, given the instruction of each env while they lasted [N]."""
+        of_env = instruction_id if self.env_group is None else self.env_group
+        for episode in episodes:
+            returns.add(int(of_env[episode.env]), episode.total_reward)
+
+    def watch_prior(
+        self,
+        lane: Lane,
+        act: Callable[[Any, np.ndarray], np.ndarray],
+        observation: Any,
+        instruction_id: np.ndarray,
+        most: float,
+    ) -> int:
+        """Let the prior play until it has played all its episodes, or `most` env steps; return how many it took.
+
+        Args:
+            lane: of envs that were just reset.
+            act: maps observations and instruction ids to the prior's actions.
+            observation, instruction_id: of the envs.
+            most: env steps; a warning says where they were too few to judge.
+
+        Raises:
+            UnsupportedArgument: episodes end, and the env does not say with what return.
+        """
+        taken = ended = 0
+        while not self.knows_prior and taken < most:
+            step = lane.step(act(observation, instruction_id))
+            self.note(self.prior, step.episodes, instruction_id)
+            taken += int(step.valid.sum())
+            ended += int((step.terminated | step.truncated).sum())
+            observation, instruction_id = step.observation, step.instruction_id
+            if ended and not any(self.prior.count):
+                raise UnsupportedArgument("env: a guard needs the returns of episodes; wrap the env in a VecMonitor")
+        if min(self.prior.count) < 2:
+            warnings.warn(
+                f"guard: the prior played {sum(self.prior.count):g} whole episodes of {len(self.names)} groups in "
+                f"{taken} env steps and counts for nothing where it played fewer than 2; raise probe_share",
+                stacklevel=2,
+            )
+        return taken
+
+    def advantage_of_prior(self, group: int) -> float:
+        """Return by how many standard errors the prior's mean return is above the policy's; 0 where one is unknown."""
+        squared = self.prior.squared_error(group) + self.policy.squared_error(group)
+        difference = self.prior.mean[group] - self.policy.mean[group]
+        if not math.isfinite(squared) or difference == 0.0:
+            return 0.0
+        return difference / math.sqrt(squared) if squared > 0 else math.copysign(math.inf, difference)
+
+    def weigh(self, buffer: RolloutBuffer, logger: Logger) -> State:
+        """Move the weights after a rollout, write its `kl_weight` for the update to come, return the new `state`."""
+        s = self.settings
+        for g in range(len(self.names)):
+            found = self.advantage_of_prior(g)
+            beyond = max(0.0, abs(found) - s.doubt)
+            change = math.copysign(s.step * beyond, found) if beyond > 0 else -s.burden
+            self.weights[g] = min(1.0, max(s.least, self.weights[g] * math.exp(min(change, -math.log(s.least)))))
+        weights = torch.tensor(self.weights, dtype=torch.float32, device=buffer.device)
+        if self.env_group is None:
+            rows = weights[buffer.instruction_id]
+        else:
+            rows = weights[torch.as_tensor(self.env_group, device=buffer.device)].expand_as(buffer.values).contiguous()
+        buffer.kl_weight = rows if buffer.trust is None else rows * buffer.trust
+        self._record(logger, buffer)
+        return self.state
+
+    def _record(self, logger: Logger, buffer: RolloutBuffer) -> None:
+        assert buffer.kl_weight is not None
+        logger.record("prior/guard_weight", buffer.kl_weight[buffer.valid].mean().item())
+        if buffer.trust is not None:
+            logger.record("prior/trust", buffer.trust[buffer.valid].mean().item())
+        if len(self.names) <= LOGGED_GROUPS:
+            for g, name in enumerate(self.names):
+                logger.record(f"prior/guard_weight_{name}", self.weights[g])
+                logger.record(f"prior/guard_advantage_{name}", self.advantage_of_prior(g))
+
+
+def guard_for(settings: GuardSettings | None, env: VecEnv, buffer: RolloutBuffer, state: State | None) -> Guard | None:
+    """Return the guard of a training, None without settings.
+
+    A group is a task where the env's array lane names tasks; else an instruction, where the env names several and a
+    rollout has ROWS_OF_GROUP rows for each; else there is one group.
+    """
+    if settings is None:
+        return None
+    about: Any = array_lane_of(env) or env
+    task_id = getattr(about, "task_id", None)
+    if task_id is not None:
+        return Guard(settings, about.tasks, np.asarray(task_id), state)
+    texts = getattr(about, "instructions", [])
+    if len(texts) > 1 and buffer.n_steps * buffer.n_envs >= ROWS_OF_GROUP * len(texts):
+        return Guard(settings, texts, None, state)
+    return Guard(settings, ["all"], np.zeros(buffer.n_envs, dtype=np.int64), state)

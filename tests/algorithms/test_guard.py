@@ -1,0 +1,287 @@
+"""The guard compares the returns of prior and policy; its weights fall and rise by that, and survive saving."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
+
+from lago_fast import FastKLPPO, errors
+from lago_fast.algorithms.guard import Guard, GuardSettings, Returns, guard_for, settings_of
+from lago_fast.algorithms.lanes import Episode
+from lago_fast.buffers import RolloutBuffer
+from tests.algorithms.point_env import DiscretePointEnv, PointEnv, ScriptedPrior
+from tests.algorithms.test_fast_kl_ppo import SMALL, point_env
+
+FEW = GuardSettings(episodes=8, window=8, probe_share=1.0)
+
+
+def buffer_of(rows=64):
+    return RolloutBuffer(rows, 8, np.zeros(2, np.float32), (2,), torch.float32, (2, 2), torch.device("cpu"))
+
+
+def of_returns(prior, policy, **settings):
+    """A guard of one group that has seen these returns."""
+    guard = Guard(GuardSettings(**settings), ["all"], np.zeros(8, np.int64))
+    for kept, values in ((guard.prior, prior), (guard.policy, policy)):
+        for value in values:
+            guard.note(kept, [Episode(0, value, 1, None)], np.zeros(8, np.int64))
+    return guard
+
+
+def test_returns_are_the_mean_and_the_variance():
+    values = np.random.default_rng(0).normal(3, 2, 20)
+    kept = Returns(2)
+    for value in [*values, math.nan, math.inf]:
+        kept.add(1, float(value))
+    assert kept.count == [0, 20]
+    assert kept.mean[1] == pytest.approx(values.mean())
+    assert kept.squared_error(1) == pytest.approx(values.var(ddof=1) / 20)
+    assert kept.squared_error(0) == math.inf
+
+
+def test_old_returns_are_forgotten():
+    kept = Returns(1, window=8)
+    for value in [0.0] * 50 + [1.0] * 40:
+        kept.add(0, value)
+    assert kept.count == [8]
+    assert kept.mean[0] == pytest.approx(1.0, abs=0.01)
+
+
+def test_hand_computed_advantage():
+    # means 4 and 1; variances 2 and 2 of two episodes each: 3 / sqrt(2 / 2 + 2 / 2)
+    assert of_returns([3.0, 5.0], [0.0, 2.0]).advantage_of_prior(0) == pytest.approx(3 / math.sqrt(2))
+    assert of_returns([3.0, 5.0], [1.0]).advantage_of_prior(0) == 0.0  # one episode says nothing
+    assert of_returns([3.0, 3.0], [3.0, 3.0]).advantage_of_prior(0) == 0.0
+    assert of_returns([3.0, 3.0], [4.0, 4.0]).advantage_of_prior(0) == -math.inf
+
+
+@pytest.mark.parametrize(
+    ("prior", "policy", "before", "after"),
+    [
+        ([3.0, 5.0], [0.0, 2.0], 0.1, 0.1 * math.exp(0.5 * (3 / math.sqrt(2) - 1))),  # the prior is better
+        ([0.0, 2.0], [3.0, 5.0], 0.1, 0.1 * math.exp(-0.5 * (3 / math.sqrt(2) - 1))),
+        ([0.0, 2.0], [0.0, 2.0], 0.1, 0.1 * math.exp(-0.3)),  # neither
+        ([3.0, 5.0], [0.0], 0.1, 0.1 * math.exp(-0.3)),  # nothing is known of the policy
+        ([9.0, 9.0], [0.0, 0.0], 0.001, 1.0),  # as clear as can be
+        ([0.0, 0.0], [9.0, 9.0], 1.0, 0.001),
+    ],
+)
+def test_a_weight_moves_by_who_is_better(prior, policy, before, after):
+    guard = of_returns(prior, policy, step=0.5, burden=0.3)
+    guard.weights = [before]
+    buffer = buffer_of()
+    guard.weigh(buffer, configure(None, []))
+    assert guard.weights == pytest.approx([after])
+    assert buffer.kl_weight.unique().tolist() == pytest.approx([after])
+
+
+def test_groups_are_weighed_apart():
+    settings = GuardSettings(least=0.5)
+    tasks = Guard(settings, ["a", "b"], np.array([0, 0, 0, 0, 1, 1, 1, 1]))
+    tasks.weights = [0.6, 1.0]
+    buffer = buffer_of()
+    buffer.instruction_id[:] = 1
+    tasks.weigh(buffer, configure(None, []))
+    kept = [0.6 * math.exp(-settings.burden), math.exp(-settings.burden)]
+    assert buffer.kl_weight[5].tolist() == pytest.approx(np.repeat(np.clip(kept, 0.5, 1), 4).tolist())
+    words = Guard(settings, ["a", "b"], None)
+    words.note(words.prior, [Episode(3, 2.0, 1, None)], np.array([0, 0, 0, 1, 0, 0, 0, 0]))
+    assert words.prior.count == [0, 1]
+    words.weights = [0.5, 1.0]
+    words.weigh(buffer, configure(None, []))
+    assert buffer.kl_weight.unique().tolist() == pytest.approx([math.exp(-settings.burden)])
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"episodes": 1}, "episodes"),
+        ({"probe_share": 0.0}, "probe_share"),
+        ({"window": 1}, "window"),
+        ({"doubt": -0.1}, "doubt"),
+        ({"step": 0.0}, "step"),
+        ({"burden": float("nan")}, "burden"),
+        ({"least": 0.0}, "least"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changed, named):
+    with pytest.raises(errors.UnsupportedArgument, match=f"guard: {named}"):
+        GuardSettings(**changed)
+
+
+def test_what_a_guard_may_be():
+    assert settings_of(None) is None
+    assert settings_of(False) is None
+    assert settings_of(True) == GuardSettings()
+    assert settings_of(FEW) is FEW
+    for wrong in ("yes", 1, {"doubt": 2.0}):
+        with pytest.raises(errors.UnsupportedArgument, match="guard="):
+            settings_of(wrong)
+
+
+class Named(VecEnvWrapper):
+    """An env that names what it has."""
+
+    def reset(self):
+        return self.venv.reset()
+
+    def step_wait(self):
+        return self.venv.step_wait()
+
+
+def test_groups_are_tasks_or_instructions_or_one():
+    env = Named(point_env())
+    assert guard_for(None, env, buffer_of(), None) is None
+    assert guard_for(FEW, env, buffer_of(), None).names == ["all"]
+    env.instructions = ["left", "right"]
+    assert guard_for(FEW, env, buffer_of(), None).names == ["left", "right"]
+    assert guard_for(FEW, env, buffer_of(8), None).names == ["all"]  # 64 rows tell nothing of two
+    env.tasks, env.task_id = ["near", "far"], np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    guard = guard_for(FEW, env, buffer_of(), None)
+    assert guard.names == ["near", "far"]
+    guard.weights = [0.5, 1.0]
+    guard.note(guard.policy, [Episode(7, 3.0, 1, None)], np.zeros(8, np.int64))
+    assert guard_for(FEW, env, buffer_of(), guard.state).state == guard.state
+    assert guard_for(FEW, Named(point_env()), buffer_of(), guard.state).weights == [FEW.least]
+
+
+def trained(kind, sign, rollouts):
+    """Train with a guard, and return the model and the weight of the KL after each rollout."""
+    prior = ScriptedPrior(kind, sign=sign)
+    model = FastKLPPO("MlpPolicy", point_env(kind), **SMALL, prior=prior, kl_coef=0.1, guard=FEW)
+    model.set_logger(configure(None, []))
+    weights = []
+    for _ in range(rollouts):
+        model.learn(256, log_interval=1000, reset_num_timesteps=False)
+        weights.append(model.logger.name_to_value["prior/guard_weight"])
+        assert model.logger.name_to_value["prior/guard_weight_all"] == pytest.approx(weights[-1])
+    return model, weights
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "categorical"])
+def test_a_prior_that_steers_away_never_counts_and_one_that_helps_does_at_once(kind):
+    assert max(trained(kind, -1.0, 5)[1]) < 0.002
+    model, weights = trained(kind, 1.0, 5)
+    assert max(weights) > 0.4
+    prior, policy = model.guard_state["prior_mean"][0], model.guard_state["policy_mean"][0]
+    assert -10 < policy < 0
+    assert prior > -10
+
+
+def test_it_lets_go_of_a_prior_that_the_policy_has_passed():
+    model, weights = trained("categorical", 1.0, 40)
+    assert max(weights) > 0.4
+    assert weights[-1] < 0.01
+    assert model.guard_state["policy_mean"][0] > model.guard_state["prior_mean"][0]
+
+
+def test_the_episodes_of_the_prior_are_env_steps_and_come_once():
+    prior = ScriptedPrior()
+    model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=prior, guard=FEW)
+    model.learn(1280)
+    # 8 envs play one episode of 16 steps each, then rollouts of 256 steps as before
+    assert model.guard_state["prior_count"] == [8]
+    assert model.num_timesteps == 128 + 5 * 256
+    assert prior.queried == 128 + 5 * 256
+    model.learn(256, reset_num_timesteps=False)
+    assert model.num_timesteps == 128 + 6 * 256
+
+
+def test_the_prior_takes_its_share_and_goes_on_in_the_next_training():
+    model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=ScriptedPrior(), guard=GuardSettings(episodes=20))
+    model.learn(1280)
+    assert model.num_timesteps == 128 + 5 * 256  # a tenth, and no more
+    assert model.guard_state["prior_count"] == [8]
+    model.learn(2560, reset_num_timesteps=False)
+    assert model.guard_state["prior_count"] == [24]
+
+
+def test_a_share_too_small_to_judge_is_said():
+    model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=ScriptedPrior(), guard=True)
+    with pytest.warns(UserWarning, match="raise probe_share"):
+        model.learn(256)
+
+
+def test_the_same_seed_gives_the_same_weights():
+    first, second = (
+        FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=ScriptedPrior(), guard=FEW).learn(1024) for _ in range(2)
+    )
+    assert first.guard_state == second.guard_state
+    for a, b in zip(first.policy.parameters(), second.policy.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_weight_of_nothing_is_no_prior_and_the_priors_trust_multiplies_it():
+    class Doubtful(ScriptedPrior):
+        def query(self, state, instruction_id):
+            return super().query(state, instruction_id)._replace(trust=torch.zeros(len(state)))
+
+    model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=Doubtful(), kl_coef=0.5, guard=FEW)
+    model.set_logger(configure(None, []))
+    model.learn(1024, log_interval=1000)
+    assert model.guard_state["weights"][0] > FEW.least
+    assert model.logger.name_to_value["prior/trust"] == 0.0
+    assert model.logger.name_to_value["prior/guard_weight"] == 0.0
+    assert not model.rollout_buffer.kl_weight.any()
+
+
+def test_without_a_guard_no_row_is_weighed():
+    model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=ScriptedPrior(), guard=False)
+    model.learn(256)
+    assert model.guard is None
+    assert model.guard_state is None
+    assert model.rollout_buffer.kl_weight is None
+    assert next(model.rollout_buffer.get(64)).kl_weight is None
+
+
+def test_minibatches_hold_the_weights_of_their_rows():
+    buffer = buffer_of()
+    buffer.kl_weight = torch.arange(64 * 8.0).reshape(64, 8)
+    buffer.values[:] = buffer.kl_weight
+    buffer.prior_outputs[1][:] = 7.0
+    for reuse in (False, True):
+        for batch in buffer.get(100, reuse=reuse):
+            assert torch.equal(batch.kl_weight, batch.old_values)
+            assert (batch.prior[1] == 7.0).all()
+
+
+def test_it_survives_saving(tmp_path):
+    prior = ScriptedPrior()
+    model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=prior, kl_coef=0.1, guard=FEW)
+    model.learn(4 * 256)
+    model.save(tmp_path / "model.zip")
+    loaded = FastKLPPO.load(tmp_path / "model.zip", env=point_env(), device="cpu", prior=prior)
+    assert settings_of(loaded.guard) == FEW
+    assert loaded.guard_state == model.guard_state
+    queried = prior.queried
+    loaded.learn(256, reset_num_timesteps=False)
+    assert prior.queried == queried + 256  # the prior does not play again
+    assert loaded.guard_state["prior_mean"] == model.guard_state["prior_mean"]
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "categorical"])
+def test_an_env_without_returns_is_refused(kind):
+    bare = PointEnv if kind == "gaussian" else DiscretePointEnv
+    env = Named(DummyVecEnv([bare] * 2))
+    model = FastKLPPO("MlpPolicy", env, **SMALL, prior=ScriptedPrior(kind), guard=FEW)
+    with pytest.raises(errors.UnsupportedArgument, match="VecMonitor"):
+        model.learn(1024)
+    assert make_vec_env(bare, 2) is not None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"guard": True},
+        {"guard": True, "prior": ScriptedPrior(), "kl_placement": "reward"},
+        {"guard": True, "prior": ScriptedPrior(), "kl_coef": "auto", "target_prior_kl": 0.1},
+        {"guard": "always", "prior": ScriptedPrior()},
+    ],
+)
+def test_what_cannot_be_guarded_is_refused_by_name(arguments):
+    with pytest.raises(errors.UnsupportedArgument, match="guard"):
+        FastKLPPO("MlpPolicy", point_env(), **SMALL, **arguments)
