@@ -37,7 +37,8 @@ class GuardSettings:
         window: of the policy's newest episodes whose returns count, about, at least 2.
         doubt: standard errors of the difference of the returns from which on one of the two is the better, at least 0.
         step: how much the log of a weight moves per rollout and standard error beyond `doubt`, above 0.
-        burden: how much it falls per rollout where neither is the better, at least 0.
+        burden: how much it falls per rollout where neither is the better, as long as it is above `anchor`, at least 0.
+        anchor: weight that is enough to hold a policy that is as good as the prior, from `least` to 1.
         least: smallest weight, and the first, in (0, 1].
 
     Raises UnsupportedArgument when one is out of range.
@@ -49,6 +50,7 @@ class GuardSettings:
     doubt: float = 1.0
     step: float = 1.0
     burden: float = 0.2
+    anchor: float = 0.1
     least: float = 0.001
 
     def __post_init__(self) -> None:
@@ -60,6 +62,7 @@ class GuardSettings:
             ("doubt", 0 <= self.doubt < math.inf, "at least 0"),
             ("step", 0 < self.step < math.inf, "above 0"),
             ("burden", 0 <= self.burden < math.inf, "at least 0"),
+            ("anchor", self.least <= self.anchor <= 1, "from `least` to 1"),
             ("least", 0 < self.least <= 1, "in (0, 1]"),
         ):
             if not fits:
@@ -204,7 +207,7 @@ class Guard:
         for g in range(len(self.names)):
             found = self.advantage_of_prior(g)
             beyond = max(0.0, abs(found) - s.doubt)
-            change = math.copysign(s.step * beyond, found) if beyond > 0 else -s.burden
+            change = math.copysign(s.step * beyond, found) if beyond > 0 else -self._relief(g)
             self.weights[g] = min(1.0, max(s.least, self.weights[g] * math.exp(min(change, -math.log(s.least)))))
         weights = torch.tensor(self.weights, dtype=torch.float32, device=buffer.device)
         if self.env_group is None:
@@ -214,6 +217,10 @@ class Guard:
         buffer.kl_weight = rows if buffer.trust is None else rows * buffer.trust
         self._record(logger, buffer)
         return self.state
+
+    def _relief(self, group: int) -> float:
+        """Return how much the log of a weight falls where neither is the better: not below `anchor`."""
+        return min(self.settings.burden, max(0.0, math.log(self.weights[group] / self.settings.anchor)))
 
     def _record(self, logger: Logger, buffer: RolloutBuffer) -> None:
         assert buffer.kl_weight is not None

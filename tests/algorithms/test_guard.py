@@ -64,14 +64,16 @@ def test_hand_computed_advantage():
     [
         ([3.0, 5.0], [0.0, 2.0], 0.1, 0.1 * math.exp(0.5 * (3 / math.sqrt(2) - 1))),  # the prior is better
         ([0.0, 2.0], [3.0, 5.0], 0.1, 0.1 * math.exp(-0.5 * (3 / math.sqrt(2) - 1))),
-        ([0.0, 2.0], [0.0, 2.0], 0.1, 0.1 * math.exp(-0.3)),  # neither
-        ([3.0, 5.0], [0.0], 0.1, 0.1 * math.exp(-0.3)),  # nothing is known of the policy
+        ([0.0, 2.0], [0.0, 2.0], 0.9, 0.9 * math.exp(-0.3)),  # neither
+        ([0.0, 2.0], [0.0, 2.0], 0.25, 0.2),  # neither: the anchor holds
+        ([0.0, 2.0], [0.0, 2.0], 0.01, 0.01),  # what was never earned is not given
+        ([3.0, 5.0], [0.0], 0.9, 0.9 * math.exp(-0.3)),  # nothing is known of the policy
         ([9.0, 9.0], [0.0, 0.0], 0.001, 1.0),  # as clear as can be
         ([0.0, 0.0], [9.0, 9.0], 1.0, 0.001),
     ],
 )
 def test_a_weight_moves_by_who_is_better(prior, policy, before, after):
-    guard = of_returns(prior, policy, step=0.5, burden=0.3)
+    guard = of_returns(prior, policy, step=0.5, burden=0.3, anchor=0.2)
     guard.weights = [before]
     buffer = buffer_of()
     guard.weigh(buffer, configure(None, []))
@@ -80,7 +82,7 @@ def test_a_weight_moves_by_who_is_better(prior, policy, before, after):
 
 
 def test_groups_are_weighed_apart():
-    settings = GuardSettings(least=0.5)
+    settings = GuardSettings(anchor=0.5, least=0.5)
     tasks = Guard(settings, ["a", "b"], np.array([0, 0, 0, 0, 1, 1, 1, 1]))
     tasks.weights = [0.6, 1.0]
     buffer = buffer_of()
@@ -105,7 +107,8 @@ def test_groups_are_weighed_apart():
         ({"doubt": -0.1}, "doubt"),
         ({"step": 0.0}, "step"),
         ({"burden": float("nan")}, "burden"),
-        ({"least": 0.0}, "least"),
+        ({"anchor": 0.0}, "anchor"),
+        ({"least": 0.0, "anchor": 0.5}, "least"),
     ],
 )
 def test_settings_out_of_range_are_refused(changed, named):
