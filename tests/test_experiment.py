@@ -28,7 +28,7 @@ def toy():
         env=replace(base.env, tasks=("reach", "push"), num_envs=4, max_episode_steps=30),
         demos=replace(base.demos, episodes_per_task=2),
         prior=replace(base.prior, epochs=1, student_epochs=1, rollout_noise=(0.3,), layers=1),
-        train=replace(base.train, steps_per_task=300, n_steps=32, batch_size=64, n_epochs=2),
+        train=replace(base.train, steps_per_task=300, n_steps=32, batch_size=64, n_epochs=2, guard=False),
     )
 
 
