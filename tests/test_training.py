@@ -25,7 +25,7 @@ BASE = PRESETS["demo"]
 TOY = replace(
     BASE,
     env=replace(BASE.env, tasks=("reach", "push"), num_envs=4, max_episode_steps=20),
-    train=replace(BASE.train, steps_per_task=300, n_steps=32, batch_size=64, n_epochs=2),
+    train=replace(BASE.train, steps_per_task=300, n_steps=32, batch_size=64, n_epochs=2, guard=False),
 )
 STUDENT = StudentConfig(hidden=8, audit_rows=32, audit_window=128, audit_batch=8, refresh_steps=4, refresh_rows=32)
 
