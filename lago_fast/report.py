@@ -95,7 +95,9 @@ def make_report(
             for arm, trained in runs.items()
         },
         "curves": {arm: [run.curve["tasks"] for run in trained] for arm, trained in runs.items()},
-        "sample_efficiency": sample_efficiency(runs) if {"ppo", "lago"} <= runs.keys() else None,
+        "sample_efficiency": sample_efficiency(runs, _steps_of_whole_episodes(experiment))
+        if {"ppo", "lago"} <= runs.keys()
+        else None,
         "budget": {
             "env_steps_per_task_arm_seed": experiment.train.steps_per_task,
             "seeds": list(experiment.seeds),
@@ -175,13 +177,18 @@ def _mean_steps(steps: list[Any]) -> float | None:
     return None if not steps or any(s is None for s in steps) else float(np.mean(steps))
 
 
-def sample_efficiency(runs: dict[str, list[Outcome]]) -> dict[str, Any]:
+def sample_efficiency(runs: dict[str, list[Outcome]], after: int = 0) -> dict[str, Any]:
     """Return per task how many env steps PPO and LaGO took to 90 % of PPO's best training success, and to its last.
 
     Curves are means over seeds. A task on which PPO's best is below 5 % has no meaningful threshold and is left out
     of the mean ratio.
+
+    Args:
+        runs: arm -> one outcome per seed.
+        after: env steps per task from which on curves count: where success ends an episode, the first to end are
+            successes, whatever the policy.
     """
-    mean = {arm: _mean_curves(runs[arm]) for arm in ("ppo", "lago")}
+    mean = {arm: _mean_curves(runs[arm], after) for arm in ("ppo", "lago")}
     tasks: dict[str, dict[str, Any]] = {}
     for task, (ppo_steps, ppo_success) in mean["ppo"].items():
         best = float(ppo_success.max())
@@ -207,16 +214,23 @@ def sample_efficiency(runs: dict[str, list[Outcome]]) -> dict[str, Any]:
     return {"tasks": tasks, "mean_lago_over_ppo": float(np.mean(ratios)) if complete else None}
 
 
-def _mean_curves(runs: list[Outcome]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _mean_curves(runs: list[Outcome], after: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     curves = {}
     for task in runs[0].curve["tasks"]:
         points = [run.curve["tasks"][task] for run in runs]
         n = min(len(p["env_steps"]) for p in points)
-        curves[task] = (
-            np.array(points[0]["env_steps"][:n]),
-            np.mean([p["success"][:n] for p in points], axis=0),
-        )
+        steps = np.array(points[0]["env_steps"][:n])
+        success = np.mean([p["success"][:n] for p in points], axis=0)
+        # a training too short for that is read from its start
+        settled = steps >= after if (steps >= after).any() else np.ones(n, bool)
+        curves[task] = (steps[settled], success[settled])
     return curves
+
+
+def _steps_of_whole_episodes(experiment: Experiment) -> int:
+    """Return after how many env steps of a task each of its envs has ended an episode at least."""
+    settings = experiment.env
+    return settings.num_envs // len(settings.tasks) * settings.max_episode_steps
 
 
 def _first(steps: np.ndarray, success: np.ndarray, threshold: float) -> int | None:

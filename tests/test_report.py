@@ -38,6 +38,18 @@ def test_a_lago_that_never_gets_there_is_no_ratio_either():
     assert sample_efficiency(runs)["mean_lago_over_ppo"] is None
 
 
+def test_the_first_to_end_do_not_count_as_progress():
+    # where success ends an episode the first to end are successes
+    curves = {"ppo": [1.0, 0.4, 0.8], "lago": [1.0, 0.8, 0.9]}
+    runs = {arm: [outcome(arm, 0, success)] for arm, success in curves.items()}
+    steps = runs["ppo"][0].curve["tasks"]["reach"]["env_steps"]
+    found = sample_efficiency(runs, after=steps[1])["tasks"]["reach"]
+    assert found["ppo_best_success"] == pytest.approx(0.8)
+    assert found["steps_to_ppo_final"] == {"ppo": steps[2], "lago": steps[1]}
+    # shorter than that: the whole curve
+    assert sample_efficiency(runs, after=10**9)["tasks"]["reach"]["ppo_best_success"] == 1.0
+
+
 def test_report_pools_seeds_and_keeps_the_promised_keys():
     runs = {
         "ppo": [outcome("ppo", 0, [0.0], None, 1), outcome("ppo", 1, [0.0], 3000, 2)],
