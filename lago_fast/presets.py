@@ -78,10 +78,10 @@ class TrainSettings:
     ent_coef: float = 0.0  # weight of the entropy bonus
     net_arch: tuple[int, ...] = (64, 64)  # widths of the hidden layers of policy and value; Stable-Baselines3's default
     kl_coef: float = 0.3  # weight of the KL to the prior at the start
-    kl_coef_end: float = 0.1  # weight that it falls to, linearly in the steps, and keeps to the end
+    kl_coef_end: float = 0.01  # weight that it falls to, linearly in the steps, and keeps to the end
     kl_coef_until: float = 0.5  # share of the steps after which --kl-coef-end is reached
     kl_direction: Literal["policy_prior", "prior_policy"] = "policy_prior"  # or prior_policy, KL(prior || policy)
-    guard: bool = True  # let the KL of a task count only while the prior does better than the policy
+    guard: bool = False  # let the KL of a task count only while the prior does better than the policy
     prior_mode: Literal["amortised", "exact"] = "amortised"  # ask the fast student, or the language model itself
     impl: Literal["auto", "reference", "inductor", "cpp", "triton", "cuda"] = "auto"  # of the loss
     device: str = "cpu"  # cpu, cuda, or auto for CUDA where there is one
@@ -136,6 +136,8 @@ CLEVR = Experiment(
         learning_rate=1e-3,
         ent_coef=0.01,
         net_arch=(256, 256),
+        kl_coef_end=0.1,
+        guard=True,  # PPO goes beyond this prior
     ),
     measure_baselines=False,
 )

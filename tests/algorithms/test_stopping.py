@@ -14,7 +14,7 @@ import pytest
 from lago_fast import errors
 from lago_fast.algorithms.checkpoint import paths_in
 from lago_fast.algorithms.stopping import StopOnSignals
-from tests.algorithms.overnight_run import last_told, lines_told, newest_iteration, run
+from tests.algorithms.overnight_run import last_told, newest_iteration, run
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +51,12 @@ def csv_iterations(folder):
 def test_killed_at_random_moments_it_goes_on_and_loses_no_checkpoint(processes, tmp_path, request):
     rng, reached = random.Random(1), []
     for kill in range(request.config.getoption("--kills")):
-        before, lines = last_told(tmp_path), lines_told(tmp_path)
+        before = last_told(tmp_path)
         process = started(processes, tmp_path)
         if kill % 4 == 3:
             time.sleep(rng.uniform(0.0, 2.0))  # while it starts and resumes, too
         else:
-            wait_until(lambda lines=lines: lines_told(tmp_path) > lines)
+            wait_until(lambda before=before: last_told(tmp_path) > before)
             time.sleep(rng.uniform(0.0, 0.4))
         process.kill()
         process.join()
