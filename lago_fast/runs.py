@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lago_fast.cores import usable_cores
 from lago_fast.errors import RunExists, UnsupportedArgument
 
 RUN_FORMAT = 1
@@ -283,7 +284,7 @@ def hardware() -> dict[str, Any]:
 
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "platform": platform.platform(),
     }

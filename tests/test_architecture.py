@@ -22,7 +22,7 @@ NATIVE = ("lago_fast._C", "lago_fast._cuda")
 
 @dataclass(frozen=True)
 class Rule:
-    """What the files of one room may import besides the standard library, their own room and `errors`."""
+    """What the files of one room may import besides the standard library, their own room, `errors` and `cores`."""
 
     may: tuple[str, ...] = ()
     inside_functions: tuple[str, ...] = ()
@@ -40,6 +40,7 @@ RULES = {
     # imported by `ops.resolve` when it is asked for, so that triton is needed by nobody else
     **{f"kernels/{op}/triton_fused.py": Rule(may=("torch", "triton")) for op in KERNEL_OPS},
     "lago_fast/errors.py": Rule(),
+    "lago_fast/cores.py": Rule(),
     "lago_fast/ops.py": Rule(may=("torch", "lago_fast.kernels")),
     "lago_fast/buffers.py": Rule(may=("torch", "numpy", "lago_fast.ops")),
     "lago_fast/envs": Rule(may=ENVS),
@@ -145,7 +146,9 @@ def violations(path: str, source: str) -> list[str]:
     room, rule = rule_of(path)
     package = path.replace("/", ".").rsplit(".", 2)[0]
     package = f"lago_fast.{package}" if package.startswith("kernels") else package
-    always = ("lago_fast.errors", *own_room(room)) if not path.startswith("kernels/") else own_room(room)
+    always = (
+        ("lago_fast.errors", "lago_fast.cores", *own_room(room)) if not path.startswith("kernels/") else own_room(room)
+    )
     found = []
     for name, line, lazy in imports(ast.parse(source), package):
         if name.split(".")[0] in sys.stdlib_module_names or is_below(name, always):

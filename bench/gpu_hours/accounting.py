@@ -51,11 +51,6 @@ class Cost:
         )
 
 
-def cores() -> int:
-    """Return the cores that this process may use, all of which it is taken to hold."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def cpu_seconds() -> float:
     """Return the CPU time so far of this process and its descendants, ended or (on Linux) alive."""
     own = os.times()

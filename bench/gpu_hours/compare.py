@@ -25,6 +25,7 @@ from bench.gpu_hours import accounting
 from bench.gpu_hours.rungs import Arm, Measured, ladder, peers
 from bench.gpu_hours.work import Stage, Work, fitted, plain, shaped
 from lago_fast import runs
+from lago_fast.cores import usable_cores
 from lago_fast.priors.quantize import weights_bytes
 
 FASTER_ROUNDS = 5  # of asking the prior of rungs 3 and 4, before the later rungs take the faster one
@@ -123,7 +124,7 @@ def main(words: Sequence[str] | None = None) -> None:
             parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     options = parser.parse_args(words)
     work = replace(Work(), **{f.name: getattr(options, f.name) for f in fields(Work) if hasattr(options, f.name)})
-    torch.set_num_threads(accounting.cores())
+    torch.set_num_threads(usable_cores())
     python_envs = find_spec("metaworld") is not None
     arms: list[Arm] = []
     stage: Stage | None = None
@@ -153,7 +154,7 @@ def main(words: Sequence[str] | None = None) -> None:
     record |= {
         "work": plain(work),
         "torch_threads": torch.get_num_threads(),
-        "cores": accounting.cores(),
+        "cores": usable_cores(),
         "devices": torch.cuda.device_count() if work.device != "cpu" else 0,
         **runs.provenance(),
     }

@@ -5,7 +5,6 @@ engine (csrc/clevr_robot) follows MuJoCo's rules for this scene alone, and solve
 Source of the scene: https://github.com/google-research/clevr_robot_env. Tests: tests/envs/test_clevr_physics.py.
 """
 
-import os
 from importlib.resources import files
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lago_fast import _C
+from lago_fast.cores import usable_cores
 from lago_fast.errors import MissingExtra, UnsupportedArgument
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class ClevrPhysics:
         if engine not in ("native", "mujoco"):
             raise UnsupportedArgument(f"engine={engine!r}: give 'native' or 'mujoco'")
         self.engine = engine
-        self.num_threads = min(num_envs, num_threads or _cores())
+        self.num_threads = min(num_envs, num_threads or usable_cores())
         self._stepper: _NativeStepper | _MujocoStepper
         self._stepper = (_NativeStepper if engine == "native" else _MujocoStepper)(self.num_threads)
 
@@ -228,13 +228,6 @@ def _checked_substeps(substeps: int | ArrayLike, rows: int) -> NDArray[np.int64]
 
 def _scene() -> str:
     return files("lago_fast.envs").joinpath("assets/clevr_robot.xml").read_text(encoding="utf-8")
-
-
-def _cores() -> int:
-    """Cores this process may use; affinity is unknown outside Linux."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _import_mujoco() -> ModuleType:

@@ -22,7 +22,7 @@ from lago_fast.envs.clevr_physics import ClevrPhysics
 from lago_fast.envs.clevr_rewards import REWARDS, SINGLE_RELATION, Moved, careless
 from lago_fast.envs.clevr_scenes import GAP_M
 from lago_fast.envs.state_words import describe_clevr
-from lago_fast.envs.vec_env import ArrayReset, ArrayStep, ArrayVecEnv, ReturnNormalizer
+from lago_fast.envs.vec_env import ArrayReset, ArrayStep, ArrayVecEnv, ReturnNormalizer, checked_instruction_table
 from lago_fast.errors import NonFiniteError, UnsupportedArgument
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
 
         self.physics = ClevrPhysics(num_envs, engine, num_threads)
         self._painter = Painter(renderer)
-        table = None if instruction_table is None else self._check_table(instruction_table)
+        table = None if instruction_table is None else checked_instruction_table(instruction_table, self.instructions)
         self._observer = Observer(observation, self._painter, table)
         self.state_dim, self.observation_space = self._observer.state_dim, self._observer.space
         self.action_names = PUSH_NAMES if action_type == "perfect" else ()
@@ -151,17 +151,6 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
         self.env_seeds: list[int] = keys.tolist()
         self._episodes = Episodes(self.families, keys, self._gap, self.judge, self._solved_start)
         return list(self.env_seeds)
-
-    def _check_table(self, table: np.ndarray) -> np.ndarray:
-        table = np.asarray(table)
-        if table.ndim != 2 or table.shape[0] != len(self.instructions):
-            raise UnsupportedArgument(
-                f"instruction_table has shape {table.shape}; expected [{len(self.instructions)}, Z]: "
-                "one row per entry of this environment's `instructions`, in that order"
-            )
-        if not np.isfinite(table).all():
-            raise NonFiniteError("instruction_table holds NaN or infinity: encode the instructions again")
-        return table.astype(np.float32)
 
     @property
     def physics_state(self) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,6 @@ Tests: tests/envs/test_metaworld.py, and test_official_metaworld.py against Meta
 
 import difflib
 import json
-import os
 from collections.abc import Sequence
 from importlib.resources import files
 from types import ModuleType
@@ -20,10 +19,11 @@ import numpy as np
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError, ResetNeeded
 from gymnasium.spaces import Box
 
+from lago_fast.cores import usable_cores
 from lago_fast.envs.fresh_pool import FreshPool
 from lago_fast.envs.groups import GroupedArrayEnv
 from lago_fast.envs.state_words import describe_metaworld
-from lago_fast.envs.vec_env import ArrayReset, ArrayStep, ArrayVecEnv, ReturnNormalizer
+from lago_fast.envs.vec_env import ArrayReset, ArrayStep, ArrayVecEnv, ReturnNormalizer, checked_instruction_table
 from lago_fast.errors import MissingExtra, NonFiniteError, UnknownTask, UnsupportedArgument
 
 if TYPE_CHECKING:
@@ -133,14 +133,15 @@ class MetaworldArrayEnv(ArrayVecEnv):
         self._phrasing_count = np.array([len(texts) for texts in chosen])[self.task_id]
         self._phrasing_start = np.cumsum([0] + [len(texts) for texts in chosen])[self.task_id]
 
-        self._table = self._check_table(instruction_table)
+        table = None if instruction_table is None else checked_instruction_table(instruction_table, self.instructions)
+        self._table = table if len(self.tasks) > 1 else None
         self.state_dim = STATE_DIM
         width = STATE_DIM + (0 if self._table is None else self._table.shape[1])
         self.observation_space = Box(-np.inf, np.inf, (width,), np.float32)
         self.action_space = Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
         self.max_episode_steps = max_episode_steps
         self.terminate_on_success, self.success_reward = terminate_on_success, success_reward
-        self.num_threads = num_threads or max(1, _cores() // len(self.tasks))
+        self.num_threads = num_threads or max(1, usable_cores() // len(self.tasks))
         self.normalizer = ReturnNormalizer(num_envs, gamma, group=self.task_id) if normalize_reward else None
 
         self._first_env = first_env
@@ -188,19 +189,6 @@ class MetaworldArrayEnv(ArrayVecEnv):
 
         seeds = self.env_seeds[rows]
         return FreshPool(lambda seed: build([seed]), seeds) if task in USED_ONCE else build(seeds)
-
-    def _check_table(self, table: np.ndarray | None) -> np.ndarray | None:
-        if table is None:
-            return None
-        table = np.asarray(table)
-        if table.ndim != 2 or table.shape[0] != len(self.instructions):
-            raise UnsupportedArgument(
-                f"instruction_table has shape {table.shape}; expected [{len(self.instructions)}, Z]: "
-                "one row per entry of this environment's `instructions`, in that order"
-            )
-        if not np.isfinite(table).all():
-            raise NonFiniteError("instruction_table holds NaN or infinity: encode the instructions again")
-        return table.astype(np.float32) if len(self.tasks) > 1 else None
 
     def reset(self) -> ArrayReset:
         """Start a new episode in every environment; a step under way is waited for and dropped."""
@@ -413,11 +401,6 @@ def _check_settings(
         raise UnsupportedArgument(f"phrasings={phrasings!r}: give 'all' or 'first'")
     if num_threads is not None and num_threads < 1:
         raise UnsupportedArgument(f"num_threads={num_threads}: give at least 1, or None for the default")
-
-
-def _cores() -> int:
-    """Cores this process may use; affinity is unknown outside Linux."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _import_envpool() -> ModuleType:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
+from lago_fast.errors import NonFiniteError, UnsupportedArgument
+
 
 class ArrayReset(NamedTuple):
     """First observations of new episodes, one row per environment that was reset."""
@@ -88,6 +90,24 @@ class ArrayVecEnv(ABC):
         Raises NotImplementedError where seeds are fixed at construction.
         """
         raise NotImplementedError(f"{type(self).__name__} is seeded at construction only")
+
+
+def checked_instruction_table(table: np.ndarray, instructions: list[str]) -> np.ndarray:
+    """Return a table of encoded instructions [I, Z] as float32.
+
+    Raises:
+        UnsupportedArgument: not one row per instruction.
+        NonFiniteError: it holds NaN or infinity.
+    """
+    table = np.asarray(table)
+    if table.ndim != 2 or table.shape[0] != len(instructions):
+        raise UnsupportedArgument(
+            f"instruction_table has shape {table.shape}; expected [{len(instructions)}, Z]: "
+            "one row per entry of this environment's `instructions`, in that order"
+        )
+    if not np.isfinite(table).all():
+        raise NonFiniteError("instruction_table holds NaN or infinity: encode the instructions again")
+    return table.astype(np.float32)
 
 
 class ReturnNormalizer:

@@ -4,7 +4,6 @@ Native side: csrc/latent_cache. Test: pytest tests/priors/test_cache.py. Bench: 
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lago_fast import _C
+from lago_fast.cores import usable_cores
 from lago_fast.errors import NonFiniteError, PriorMismatch, UnsupportedArgument
 from lago_fast.priors.cache_store import Store
 from lago_fast.priors.folder import check_choice
@@ -90,7 +90,7 @@ class LatentCache:
         if not self.parts or min(self.parts) < 1 or state_dim < 1:
             raise UnsupportedArgument(f"parts, state_dim: {self.parts} and {state_dim}; give widths of at least 1")
         self.width = sum(self.parts)
-        self._threads = config.threads or _cores()
+        self._threads = config.threads or usable_cores()
         shards, portable = 16, False
         try:
             self._table = _C.LatentTable(
@@ -284,7 +284,3 @@ def distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 def _signed(half: int) -> int:
     return half - (1 << 64) if half >> 63 else half
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lago_fast.cores import usable_cores
 from lago_fast.priors.base import PriorOutput
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def _answer(
 
     if len(chunks) == 1:
         return one(chunks[0])
-    threads = _cores() // torch.get_num_threads() if state.device.type == "cpu" else 1
+    threads = usable_cores() // torch.get_num_threads() if state.device.type == "cpu" else 1
     parts = list(map(one, chunks) if threads <= 1 else _threads(os.getpid(), threads).map(one, chunks))
     return PriorOutput(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -76,7 +77,3 @@ def _say_once(text: str) -> None:
 def _threads(process: int, threads: int) -> ThreadPoolExecutor:
     del process  # a forked process has none of its parent's threads, and needs a pool of its own
     return ThreadPoolExecutor(threads, thread_name_prefix="prior")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

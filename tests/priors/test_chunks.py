@@ -13,7 +13,7 @@ from lago_fast.priors.base import PriorOutput
 @pytest.mark.parametrize("cores", [1, 2, 3])
 @pytest.mark.parametrize("rows", [1, 4, 100])
 def test_the_answer_is_that_of_one_call(cores, rows, monkeypatch):
-    monkeypatch.setattr(chunks, "_cores", lambda: cores * torch.get_num_threads())
+    monkeypatch.setattr(chunks, "usable_cores", lambda: cores * torch.get_num_threads())
     weight = torch.randn(3, 2, requires_grad=True)
     state, ids = torch.randn(11, 3), torch.arange(11)
     names = set()
@@ -31,7 +31,7 @@ def test_the_answer_is_that_of_one_call(cores, rows, monkeypatch):
 
 
 def test_an_error_of_a_chunk_reaches_the_caller(monkeypatch):
-    monkeypatch.setattr(chunks, "_cores", lambda: 2 * torch.get_num_threads())
+    monkeypatch.setattr(chunks, "usable_cores", lambda: 2 * torch.get_num_threads())
 
     def ask(s, i):
         raise RuntimeError(f"chunk {int(i[0])}, {len(s)} rows")
@@ -42,7 +42,7 @@ def test_an_error_of_a_chunk_reaches_the_caller(monkeypatch):
 
 @pytest.mark.parametrize("cores", [1, 2])
 def test_where_memory_runs_out_chunks_are_halved_for_good_and_it_is_said_once(cores, monkeypatch, caplog):
-    monkeypatch.setattr(chunks, "_cores", lambda: cores * torch.get_num_threads())
+    monkeypatch.setattr(chunks, "usable_cores", lambda: cores * torch.get_num_threads())
     chunks._say_once.cache_clear()
     sizes, asked = SimpleNamespace(query_batch_size=1024), []
 

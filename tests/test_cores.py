@@ -1,0 +1,23 @@
+"""The count of usable cores follows affinity where the system has it, and is never 0."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lago_fast.cores import usable_cores
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_a_process_that_is_kept_on_one_core_has_one():
+    code = "import os; from lago_fast.cores import usable_cores as usable; "
+    code += "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); print(usable())"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "1"
+
+
+@pytest.mark.parametrize(("counted", "expected"), [(3, 3), (None, 1)])
+def test_without_affinity_all_cores_are_counted(monkeypatch, counted, expected):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: counted)
+    assert usable_cores() == expected
