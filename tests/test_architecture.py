@@ -51,6 +51,7 @@ RULES = {
     "lago_fast/priors": Rule(may=PRIORS, inside_functions=LANGUAGE_MODELS),
     "lago_fast/priors/cache_store.py": Rule(may=PRIORS, inside_functions=("lmdb",)),
     "lago_fast/priors/base.py": Rule(may=("torch", "lago_fast.ops")),
+    "lago_fast/priors/text_base.py": Rule(may=("torch",)),
     "lago_fast/algorithms": Rule(
         may=(
             "torch",
@@ -61,6 +62,7 @@ RULES = {
             "lago_fast.ops",
             "lago_fast.buffers",
             "lago_fast.priors.base",
+            "lago_fast.priors.text_base",
         )
     ),
     "lago_fast/demos.py": Rule(may=("numpy", "lago_fast.envs"), inside_functions=("minari", "h5py", "gymnasium")),

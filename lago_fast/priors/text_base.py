@@ -1,0 +1,75 @@
+"""What a prior over text actions is, and what turns texts into vectors: the contracts between these and the trainers.
+
+A prior reads an instruction, an observation and the admissible actions, all of them texts, and answers with a
+distribution over those actions. The states of one query may have different numbers of admissible actions: rows are
+padded at their end.
+Test: pytest tests/priors/test_text_base.py
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from lago_fast.errors import UnsupportedArgument
+
+
+@runtime_checkable
+class TextActionPrior(Protocol):
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 of everything that can change an answer."""
+        ...
+
+    def query(
+        self, instruction: Sequence[str], observation: Sequence[str], admissible: Sequence[Sequence[str]]
+    ) -> Tensor:
+        """Return log-probabilities [B, A] float32 over each row's admissible actions, A the largest number of them.
+
+        Each row is normalised; -inf where a row is padded, and on actions that the prior excludes.
+
+        Raises UnsupportedArgument for a row without admissible actions.
+        """
+        ...
+
+    def telemetry(self) -> dict[str, float]:
+        """Return the figures to log that were gathered since the last call."""
+        ...
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Return every parameter; none may require a gradient."""
+        ...
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    @property
+    def width(self) -> int:
+        """Return Z, the length of a vector."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 of everything that can change a vector."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Return one vector per text, [B, Z] float32, without gradients."""
+        ...
+
+
+def check_admissible(admissible: Sequence[Sequence[str]]) -> int:
+    """Return A, the largest number of admissible actions of a row; a row without any raises UnsupportedArgument."""
+    for row, actions in enumerate(admissible):
+        if not actions:
+            raise UnsupportedArgument(
+                f"admissible: row {row} has no action to choose from; leave out states whose episode is over"
+            )
+    return max(map(len, admissible), default=0)
+
+
+def padding_mask(admissible: Sequence[Sequence[str]]) -> Tensor:
+    """Return True where a row of the padded actions [B, A] is an admissible one."""
+    lengths = torch.tensor([len(actions) for actions in admissible], dtype=torch.int64)
+    return torch.arange(check_admissible(admissible)) < lengths[:, None]
