@@ -128,19 +128,24 @@ def encode_instructions(
         backbone = find_backbone(backbone)
     if not instructions:
         raise UnsupportedArgument("instructions: empty; give at least one text")
-    device = next(backbone.model.parameters()).device
     rows = []
-    with torch.no_grad():
-        for start in range(0, len(instructions), batch_size):
-            tokens, lengths = tokenise(backbone, instructions[start : start + batch_size])
-            tokens, lengths = tokens.to(device), lengths.to(device)
-            mask = torch.arange(tokens.shape[1], device=device) < lengths[:, None]  # [m, L]
-            hidden = backbone.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
-            if backbone.kind == "encoder":
-                rows.append((hidden * mask[..., None]).sum(1) / lengths[:, None])
-            else:
-                rows.append(hidden[torch.arange(len(hidden), device=device), lengths - 1])
-    return nn.functional.normalize(torch.cat(rows).float(), dim=-1)
+    for start in range(0, len(instructions), batch_size):
+        rows.append(pool(backbone, *tokenise(backbone, instructions[start : start + batch_size])))
+    return torch.cat(rows)
+
+
+@torch.no_grad()
+def pool(backbone: Backbone, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Return one latent of length 1 per text, float32 [m, Z], of token ids [m, L] and lengths [m] of `tokenise`."""
+    device = next(backbone.model.parameters()).device
+    tokens, lengths = tokens.to(device), lengths.to(device)
+    mask = torch.arange(tokens.shape[1], device=device) < lengths[:, None]  # [m, L]
+    hidden = backbone.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+    if backbone.kind == "encoder":
+        pooled = (hidden * mask[..., None]).sum(1) / lengths[:, None]
+    else:
+        pooled = hidden[torch.arange(len(hidden), device=device), lengths - 1]
+    return nn.functional.normalize(pooled.float(), dim=-1)
 
 
 def tokenise(backbone: Backbone, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -158,6 +163,11 @@ def tokenise(backbone: Backbone, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
                 f"instructions: {text[:40]!r}... has {len(row)} tokens, the backbone reads at most {limit} "
                 "with the state's; shorten it"
             )
+    return pad_right(ids)
+
+
+def pad_right(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Return rows of token ids as [m, L] int64, padded with 0 on the right, and their lengths [m] int64."""
     lengths = torch.tensor([len(row) for row in ids])
     tokens = torch.zeros(len(ids), int(lengths.max()), dtype=torch.int64)
     for i, row in enumerate(ids):
@@ -201,6 +211,13 @@ def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_tokenizer(tokenizer: Any) -> str:
+    """Return the SHA-256 of everything that decides which tokens a text has, in hex."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    about = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
+    return hashlib.sha256(about.encode()).hexdigest()
 
 
 def hash_tensors(tensors: dict[str, Tensor]) -> str:

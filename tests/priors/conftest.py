@@ -1,11 +1,14 @@
 """Tiny backbones, built here: BERT, Llama, Qwen2, GPT-2 and T5 with random weights and a word-level tokenizer."""
 
+import importlib.metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
+
+from lago_fast.priors.backbone import DEFAULT_BACKBONE, PACKAGE
 
 WORDS = ["open", "close", "push", "pull", "the", "drawer", "window", "door", "button", "slowly"]
 Z = 16  # hidden size of both
@@ -43,6 +46,16 @@ def _byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
         merges |= {(word[:i], word[i]): None for i in range(1, len(word))} | {("Ġ", word): None}
     pieces = ["<|endoftext|>", *"Ġabcdefghijklmnopqrstuvwxyz", *("".join(pair) for pair in merges)]
     return {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}, list(merges)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """Return the name of the pretrained encoder; skip where its package is not installed."""
+    try:
+        importlib.metadata.distribution(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"the PyPI package {PACKAGE} is not installed")
+    return DEFAULT_BACKBONE
 
 
 @pytest.fixture(scope="session")
