@@ -11,7 +11,8 @@ import importlib.metadata
 import inspect
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -75,15 +76,15 @@ def find_backbone(
         HashMismatch: the weights are not the expected ones.
         UnsupportedArgument: an architecture that reads no `inputs_embeds` of the width of its hidden states.
     """
-    folder, source, found_revision = _locate(name, revision, weights=not random_init)
+    folder, source, found_revision = locate(name, revision, weights=not random_init)
     if not random_init:
         sha256 = hash_weights(folder)
         expected = expected_sha256 or (DEFAULT_SHA256 if name == DEFAULT_BACKBONE else sha256)
-        _check_hash(str(folder), sha256, expected)
+        check_hash(str(folder), sha256, expected)
     model, tokenizer = _load(folder, random_init, seed)
     if random_init:
         sha256 = hash_tensors(model.state_dict())
-        _check_hash(f"the weights drawn with seed {seed}", sha256, expected_sha256 or sha256)
+        check_hash(f"the weights drawn with seed {seed}", sha256, expected_sha256 or sha256)
     what = "random weights, architecture" if random_init else "weights"
     _say_once(f"backbone {name}: {what} from {source} ({folder})")
     return Backbone(
@@ -93,9 +94,9 @@ def find_backbone(
         sha256=sha256,
         random_init=random_init,
         seed=seed if random_init else 0,
-        kind=_kind(model.config),
+        kind=kind_of(model.config),
         hidden_size=int(model.config.hidden_size),
-        max_tokens=_max_tokens(model.config, tokenizer),
+        max_tokens=max_tokens_of(model.config, tokenizer),
         model=model,
         tokenizer=tokenizer,
     )
@@ -230,7 +231,8 @@ def hash_tensors(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _check_hash(what: str, found: str, expected: str) -> None:
+def check_hash(what: str, found: str, expected: str) -> None:
+    """Raise HashMismatch when the SHA-256 of `what` is not the expected one."""
     if found != expected:
         raise HashMismatch(
             f"backbone: {what} has SHA-256 {found}, expected {expected}; the weights were altered or are of "
@@ -238,7 +240,7 @@ def _check_hash(what: str, found: str, expected: str) -> None:
         )
 
 
-def _locate(name: str, revision: str, *, weights: bool) -> tuple[Path, Literal["local", "hub", "package"], str]:
+def locate(name: str, revision: str, *, weights: bool) -> tuple[Path, Literal["local", "hub", "package"], str]:
     """Return (folder, source, revision) of the first place that has the backbone."""
     local = Path(name).expanduser()
     if (local / "config.json").is_file():
@@ -300,14 +302,9 @@ def _from_package() -> tuple[Path, str] | None:
 
 def _load(folder: Path, random_init: bool, seed: int) -> tuple[Any, Any]:
     """Return (model in eval mode and without gradients, tokenizer) of a folder."""
-    import transformers
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-    log = transformers.utils.logging
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()  # weights of heads that AutoModel leaves out are reported as if it were a fault
-    log.disable_progress_bar()
-    try:
+    with quietly():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         config.use_cache = False  # one pass reads it all: a decoder's keys and values would be kept for nothing
         if random_init:
@@ -324,10 +321,6 @@ def _load(folder: Path, random_init: bool, seed: int) -> tuple[Any, Any]:
                 local_files_only=True,
             )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    finally:
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()
     if config.is_encoder_decoder:
         model = model.get_encoder()
     if "inputs_embeds" not in inspect.signature(model.forward).parameters:
@@ -341,14 +334,31 @@ def _load(folder: Path, random_init: bool, seed: int) -> tuple[Any, Any]:
     return model.eval().requires_grad_(False), tokenizer
 
 
-def _max_tokens(config: Any, tokenizer: Any) -> int | None:
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Let transformers load a model without bars, and without reports of heads that are left out as if at fault."""
+    import transformers
+
+    log = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+
+
+def max_tokens_of(config: Any, tokenizer: Any) -> int | None:
     """Return the longest sequence of a model with absolute or rotary positions; None where it names no limit."""
     positions = getattr(config, "max_position_embeddings", None)
     # of RoBERTa's 514 positions 512 are tokens', as its tokenizer knows; of relative positions no tokenizer decides
     return None if positions is None else min(int(positions), int(tokenizer.model_max_length))
 
 
-def _kind(config: Any) -> Literal["encoder", "decoder"]:
+def kind_of(config: Any) -> Literal["encoder", "decoder"]:
     """Tell a bidirectional encoder from a causal decoder by what transformers can build on it."""
     from transformers.models.auto import modeling_auto
 
