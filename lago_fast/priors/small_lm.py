@@ -14,7 +14,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +58,7 @@ def train_small_lm(
     Args:
         walkthroughs: whose steps it learns; all of them count as data.
         folder: where the model goes.
-        prompt: what it reads; its menu is shuffled from epoch to epoch, so that no place in it is learnt.
+        prompt: what it reads; its menu is shuffled from epoch to epoch.
         architecture: of the model.
         hidden: its width.
         layers: their number.
@@ -69,7 +69,7 @@ def train_small_lm(
         batch_size: steps per update of AdamW.
         lr: its largest learning rate; it rises over the first tenth and falls to 0 along a cosine.
         label_smoothing: share of each target that is spread over all tokens.
-        max_seconds: of training, at most; a training that is cut short by it is not reproducible.
+        max_seconds: of training, at most, with which the schedule ends; a training that needs it is not reproducible.
         long_prompts: see `PromptReader`.
         seed: of weights, order and menus.
 
@@ -87,44 +87,44 @@ def train_small_lm(
     check_free(folder, overwrite=False)
     choice, episode = numbers_of(walkthroughs)
     prompt = prompt or Prompt()
-    states = zip(walkthroughs.instruction, walkthroughs.observation, walkthroughs.admissible, strict=True)
-    corpus = [f"{prompt.text(*state)} {state[2][i]}{prompt.end}" for state, i in zip(states, choice, strict=True)]
+    taken = [actions[i] for actions, i in zip(walkthroughs.admissible, choice, strict=True)]
+    columns = zip(walkthroughs.instruction, walkthroughs.observation, walkthroughs.admissible, taken, strict=True)
+    corpus = [f"{prompt.text(i, o, menu)} {action}{prompt.end}" for i, o, menu, action in columns]
     tokenizer = _tokenizer(corpus, vocabulary, context)
     model = _model(architecture, hidden, layers, heads, len(tokenizer), context, tokenizer.eos_token_id, seed)
     lm = CausalLM("", "local", "", "", "", context, {}, model, tokenizer)
     reader = PromptReader(lm, prompt, long_prompts)
-    taken = [actions[i] for actions, i in zip(walkthroughs.admissible, choice, strict=True)]
     targets = reader.action_tokens(taken, end=True)
     rng = np.random.default_rng(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
-    started, updates, losses = time.monotonic(), math.ceil(len(choice) / batch_size), [math.nan]
-    done = 0
-    for epoch in range(epochs):
-        order = rng.permutation(len(choice))
-        menus = [[row[i] for i in rng.permutation(len(row))] for row in walkthroughs.admissible]
-        room = list(map(len, targets))
-        prompts = [r.tokens for r in reader.read(walkthroughs.instruction, walkthroughs.observation, menus, room)]
-        losses = []
-        for start in range(0, len(order), batch_size):
-            share = (epoch * updates + start // batch_size + 1) / (epochs * updates)
-            optimiser.param_groups[0]["lr"] = lr * _schedule(share)
-            part = order[start : start + batch_size].tolist()
-            loss = _loss(model, [prompts[i] for i in part], [targets[i] for i in part], label_smoothing)
-            optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            losses.append(float(loss.detach()))
-        done = epoch + 1
-        if max_seconds is not None and time.monotonic() - started > max_seconds:
+    started, updates, losses = time.monotonic(), epochs * math.ceil(len(choice) / batch_size), []
+    for number, rows in enumerate(_batches(len(choice), batch_size, epochs, rng)):
+        share = (number + 1) / updates
+        if max_seconds is not None:
+            share = max(share, (time.monotonic() - started) / max_seconds)
+        optimiser.param_groups[0]["lr"] = lr * _schedule(min(share, 1.0))
+        # shuffled anew each time, so that no place in the menu is learnt
+        menus = [
+            [walkthroughs.admissible[i][j] for j in rng.permutation(len(walkthroughs.admissible[i]))] for i in rows
+        ]
+        states = [walkthroughs.instruction[i] for i in rows], [walkthroughs.observation[i] for i in rows]
+        wanted = [targets[i] for i in rows]
+        reads = reader.read(*states, menus, list(map(len, wanted)))
+        loss = _loss(model, [read.tokens for read in reads], wanted, label_smoothing)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        losses.append(float(loss.detach()))
+        if share >= 1:
             break
     about = {
         "trained_by": "lago_fast.priors.small_lm",
         "walkthroughs": int(episode.max()) + 1,
         "steps": len(choice),
-        "epochs": done,
+        "updates": len(losses),
         "seconds": round(time.monotonic() - started, 1),
-        "last_loss": round(float(np.mean(losses)), 4),
+        "last_loss": round(float(np.mean(losses[-5:])), 4),
         "weights": sum(p.numel() for p in model.parameters()),
         "seed": seed,
         "prompt": asdict(prompt),
@@ -178,6 +178,12 @@ def _model(
         torch.manual_seed(seed)
         # dropout would make training depend on the global generator
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def _batches(count: int, size: int, epochs: int, rng: np.random.Generator) -> Iterator[list[int]]:
+    for _ in range(epochs):
+        order = rng.permutation(count).tolist()
+        yield from (order[start : start + size] for start in range(0, count, size))
 
 
 def _schedule(share: float) -> float:

@@ -62,6 +62,10 @@ def test_the_same_seed_trains_the_same_weights(steps, tmp_path):
     assert ScorePrior(a).query(["leave"], ["the hall"], [ACTIONS]).shape == (1, 3)
 
 
+def test_training_ends_with_its_time(steps, tmp_path):
+    assert train_small_lm(steps, tmp_path / "a", **{**SMALL, "max_seconds": 1e-9})["updates"] == 1
+
+
 def test_steps_are_read_from_lines_of_json(steps, tmp_path):
     rows = zip(*steps._replace(episode_id=steps.episode_id.tolist()), strict=True)
     lines = [json.dumps(dict(zip(Steps._fields, row, strict=True))) for row in rows]
