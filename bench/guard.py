@@ -135,7 +135,7 @@ def run(job: tuple[str, int, str, str, Path]) -> dict[str, Any]:
     task, seed, arm, kind, folder = job
     torch.set_num_threads(1)
     settings = EnvSettings(tasks=(task,), num_envs=ENVS, max_episode_steps=HORIZON)
-    train = TrainSettings(steps_per_task=TASKS[task][0])
+    train = TrainSettings(steps_per_task=TASKS[task][0], kl_coef=0.3, kl_coef_end=0.01, kl_coef_until=0.5)
     prior = make_prior(kind, task, folder) if kind else None
     env = make_env(settings, seed, None, num_threads=1)
     model = FastKLPPO(
