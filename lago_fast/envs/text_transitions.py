@@ -36,8 +36,8 @@ def check_transitions(transitions: TextTransitions) -> None:
     rows = len(transitions.choice)
     if rows == 0:
         raise DemonstrationError("the transitions are empty: record at least one episode")
-    for name, column in zip(transitions._fields[:-1], transitions[:-1], strict=True):
-        if len(column) != rows:
+    for name, column in transitions._asdict().items():
+        if name != "success" and len(column) != rows:
             raise DemonstrationError(f"{name}: {len(column)} rows beside {rows} choices; record the episodes again")
     if not np.isfinite(transitions.reward).all():
         raise DemonstrationError("reward: NaN or infinity; record the episodes again")
@@ -83,13 +83,16 @@ def take_episodes(transitions: TextTransitions, episodes: Sequence[int] | np.nda
         raise UnsupportedArgument(f"episodes={wanted.tolist()}: give numbers from 0 to {len(transitions.success) - 1}")
     blocks = [np.flatnonzero(transitions.episode_id == number) for number in wanted]
     rows = np.concatenate(blocks)
-    columns = {
-        name: column[rows] if isinstance(column, np.ndarray) else [column[row] for row in rows]
-        for name, column in transitions._asdict().items()
-        if name not in ("episode_id", "success")
-    }
     return TextTransitions(
-        **columns,
+        instruction=[transitions.instruction[row] for row in rows],
+        observation=[transitions.observation[row] for row in rows],
+        admissible=[transitions.admissible[row] for row in rows],
+        choice=transitions.choice[rows],
+        reward=transitions.reward[rows],
+        next_observation=[transitions.next_observation[row] for row in rows],
+        next_admissible=[transitions.next_admissible[row] for row in rows],
+        terminated=transitions.terminated[rows],
+        truncated=transitions.truncated[rows],
         episode_id=np.repeat(np.arange(len(blocks)), [len(block) for block in blocks]),
         success=transitions.success[wanted],
     )
