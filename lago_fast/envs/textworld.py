@@ -5,7 +5,6 @@ Tests: tests/envs/test_textworld.py. The package: https://github.com/microsoft/T
 
 import os
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from functools import partial
@@ -14,7 +13,14 @@ from typing import Any, Literal
 
 from lago_fast.envs.game_memo import Turn
 from lago_fast.envs.story_games import StoryGames
-from lago_fast.envs.textworld_games import HELD_OUT, LEVELS, Level, generate, import_textworld
+from lago_fast.envs.textworld_games import (
+    HELD_OUT,
+    LEVELS,
+    Level,
+    generate,
+    import_textworld,
+    unknown_to_the_interpreter,
+)
 from lago_fast.errors import UnknownTask, UnsupportedArgument
 
 FILE_HORIZON = 50
@@ -39,9 +45,7 @@ class TextWorldEngine:
             lost=True,
             policy_commands=True,
         )
-        with warnings.catch_warnings():
-            # The interpreter knows the scores of old commercial games only; TextWorld's say theirs themselves.
-            warnings.filterwarnings("ignore", "Game '.*' is not fully supported")
+        with unknown_to_the_interpreter():
             self._game, self._answers = textworld.start(str(path), request_infos=asked), answers
 
         self._places: dict[str, str] = {}
