@@ -58,6 +58,14 @@ class TextEncoder(Protocol):
         """Return one vector per text, [B, Z] float32, without gradients."""
         ...
 
+    def ids(self, texts: Sequence[str]) -> Tensor:
+        """Return a number for each text, [B] int64 from 0 on; the same text has the same one within a process."""
+        ...
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Return the vectors of texts that `ids` has numbered, [B, Z] float32, each computed once."""
+        ...
+
 
 def check_admissible(admissible: Sequence[Sequence[str]]) -> int:
     """Return A, the largest number of admissible actions of a row; a row without any raises UnsupportedArgument."""
