@@ -88,18 +88,13 @@ class TextEnv(Protocol):
 class Seen(NamedTuple):
     """B states by their numbers."""
 
-    state: Tensor  # [B] int64, id of the text
+    state: Tensor  # [B, 2] int64, ids of the instruction and of the observation
     actions: Tensor  # [B, A] int64, ids of the admissible actions, PADDING behind them
     log_prior: Tensor  # [B, A] float32, -inf where padded or excluded
 
     def take(self, rows: Any) -> "Seen":
         """Return the states of the given rows."""
         return Seen(*(column[rows] for column in self))
-
-
-def state_text(instruction: str, observation: str) -> str:
-    """Return the text by which a state is embedded."""
-    return f"{instruction}\n{observation}"
 
 
 class StateReader:
@@ -127,15 +122,15 @@ class StateReader:
         asked = rows_of(state, rows)
         n, width = len(state.observation), max(map(len, asked.admissible), default=0)
         seen = Seen(
-            torch.zeros(n, dtype=torch.int64),
+            torch.zeros(n, 2, dtype=torch.int64),
             torch.full((n, width), PADDING, dtype=torch.int64),
             torch.full((n, width), -torch.inf),
         )
         if not asked.observation:
             return seen
         where = torch.as_tensor(np.asarray(rows, dtype=np.int64))
-        texts = [state_text(*pair) for pair in zip(asked.instruction, asked.observation, strict=True)]
-        seen.state[where] = self.encoder.ids(texts)
+        texts = (asked.instruction, asked.observation)
+        seen.state[where] = torch.stack([self.encoder.ids(column) for column in texts], dim=1)
         mask = padding_mask(asked.admissible)
         numbers = torch.full(mask.shape, PADDING, dtype=torch.int64)
         numbers[mask] = self.encoder.ids([action for actions in asked.admissible for action in actions])
