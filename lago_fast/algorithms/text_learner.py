@@ -149,7 +149,7 @@ class TextLearner:
         raise NotImplementedError
 
     def gradient_step(self, batch: TextBatch) -> float:
-        """Take one step of AdamW with clipped gradients; return the loss.
+        """Take one step of AdamW with clipped gradients, and move the target where it is due; return the loss.
 
         Raises:
             NonFiniteLoss: it became NaN or infinite.
@@ -166,6 +166,8 @@ class TextLearner:
             self.optimizer.gather().parameter.mul_(1 - self.learning_rate * self.weight_decay)
         self.optimizer.clipped_step(self.max_grad_norm)
         self.n_updates += 1
+        if self.n_updates % self.target_update_interval == 0:
+            self.update_target()
         return value
 
     @torch.no_grad()
