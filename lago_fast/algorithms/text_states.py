@@ -51,7 +51,9 @@ def rows_of(state: TextState, rows: Sequence[int] | np.ndarray) -> States:
                 "was terminated"
             )
     return States(
-        *([column[row] for row in wanted] for column in (state.instruction, state.observation, state.admissible))
+        [state.instruction[row] for row in wanted],
+        [state.observation[row] for row in wanted],
+        [state.admissible[row] for row in wanted],
     )
 
 
@@ -150,7 +152,8 @@ def prior_answer(prior: TextActionPrior | None, states: States) -> Tensor:
         return mask.float().log() - mask.sum(dim=1, keepdim=True).log()
     said = torch.full(mask.shape, -torch.inf)
     for start in range(0, len(mask), ROWS_AT_ONCE):
-        part = States(*(column[start : start + ROWS_AT_ONCE] for column in states))
+        stop = start + ROWS_AT_ONCE
+        part = States(states.instruction[start:stop], states.observation[start:stop], states.admissible[start:stop])
         answer = prior.query(*part)
         expected = len(part.observation), max(map(len, part.admissible))
         if answer.shape != expected:
@@ -158,7 +161,7 @@ def prior_answer(prior: TextActionPrior | None, states: States) -> Tensor:
                 f"prior: it answered {tuple(answer.shape)} about {expected[0]} states of at most {expected[1]} "
                 "actions; one column is one admissible action"
             )
-        said[start : start + ROWS_AT_ONCE, : expected[1]] = answer
+        said[start:stop, : expected[1]] = answer
     unusable = said.isnan().any(dim=1) | (said.amax(dim=1) == -torch.inf)
     if bool(unusable.any()):
         about = states.observation[int(unusable.nonzero()[0])][:80]
