@@ -69,19 +69,6 @@ def propose(log_probs: Tensor, k: int | None, generator: Generator | None = None
     return (count / k).log().masked_fill(log_probs == -torch.inf, -torch.inf)
 
 
-def likely(log_probs: Tensor, k: int | None) -> Tensor:
-    """Return `log_probs` with all but the likeliest actions at -inf: as many as k draws hold on average, rounded.
-
-    It is what stands for k draws where nothing is to be drawn; None leaves everything.
-    """
-    if k is None or log_probs.numel() == 0:
-        return log_probs
-    held = (1 - (1 - log_probs.exp()).clamp(min=0) ** k).sum(dim=1).round().clamp(min=1)
-    order = log_probs.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
-    return log_probs.masked_fill(rank >= held[:, None], -torch.inf)
-
-
 def posterior(q: Tensor, log_weights: Tensor, alpha: float) -> Tensor:
     """Return log-probabilities [B, A] of p(a) exp(Q(a) / alpha), normalised over the actions proposed.
 

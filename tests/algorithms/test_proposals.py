@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lago_fast.algorithms.proposals import check_alpha, draw, draws_of, greedy, likely, posterior, propose
+from lago_fast.algorithms.proposals import check_alpha, draw, draws_of, greedy, posterior, propose
 from lago_fast.errors import UnsupportedArgument
 
 P = torch.tensor([[0.7, 0.2, 0.1, 0.0]])
@@ -45,20 +45,11 @@ def test_an_excluded_action_in_front_or_between_is_never_drawn():
 def test_all_are_the_prior_itself():
     log_probs = P.log()
     assert propose(log_probs, None) is log_probs
-    assert likely(log_probs, None) is log_probs
 
 
 def test_a_state_without_actions_proposes_nothing():
     assert propose(torch.full((2, 3), -math.inf), 4, seeded()).tolist() == [[-math.inf] * 3] * 2
     assert propose(torch.zeros(2, 0), 4, seeded()).shape == (2, 0)
-
-
-def test_the_likely_ones_are_as_many_as_draws_hold():
-    # 5 draws hold the three with probability 0.998, 0.672 and 0.410: 2.08 of them
-    assert (likely(P.log(), 5) > -math.inf).tolist() == [[True, True, False, False]]
-    # 2 draws of four equals hold 1.75 of them; the first of equals stay
-    assert (likely(torch.full((1, 4), 0.25).log(), 2) > -math.inf).tolist() == [[True, True, False, False]]
-    assert (likely(P.log(), 1) > -math.inf).tolist() == [[True, False, False, False]]
 
 
 def test_the_posterior_by_hand():
