@@ -64,6 +64,12 @@ def test_a_prior_of_before_the_checksum_is_read(folders, tmp_path):
     LatentActionPrior.load(copy)
 
 
+@pytest.mark.parametrize("change", [{"layers": True}, {"lora_rank": 1.5}, {"state_dim": "3"}, {"head_hidden": [8]}])
+def test_numbers_that_are_no_whole_ones_are_refused(change):
+    with pytest.raises(errors.UnsupportedArgument, match=f"{next(iter(change))}: .*whole number"):
+        replace(PriorConfig("gaussian", 3, 1, (-1.0,), (1.0,)), **change)
+
+
 @pytest.mark.parametrize("change", [{"state_dim": 10**9}, {"action_dim": 0}, {"head_hidden": 10**8}, {"lora_rank": -1}])
 def test_widths_that_no_memory_holds_are_refused(change):
     with pytest.raises(errors.UnsupportedArgument, match="lie in 1"):
