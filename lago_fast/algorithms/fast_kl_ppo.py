@@ -385,31 +385,3 @@ class FastKLPPO(CollectingPPO):
             self._n_updates += 1
         self._gradient_steps = self.n_epochs * -(-self.n_steps * self.n_envs // self.batch_size)
         self.logger.record("train/prior_kl", kl.item())
-
-    # ---- saving and loading -----------------------------------------------------------------------------------
-
-    def _excluded_save_params(self) -> list[str]:
-        # the prior is saved by itself; its digest stays in the model
-        return [
-            *super()._excluded_save_params(),
-            "prior",
-            "_lane",
-            "_ahead",
-            "_spare",
-            "_head",
-            "_buffer",
-            "_prior_ids",
-            "_instruction_id",
-            "_guard",
-            "_kl_coefficient",
-            "stage_clock",
-            "impls",
-            "_numbers",
-            "_dropped",
-            "_gradient_steps",
-            "_micro_batches",
-            "_prior_rows",
-            "iterations",
-            "run_id",
-            "resumed",
-        ]

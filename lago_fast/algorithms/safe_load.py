@@ -172,7 +172,7 @@ def _check_opcodes(entry: str, content: bytes) -> None:
     Python's own writes, and clears, a table up to whatever index an opcode names.
     """
     for n, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        if n >= MAX_OPCODES or (opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > n):
+        if n >= MAX_OPCODES or (opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > n):
             raise CorruptFile(
                 f"path: the entry {entry!r} is no pickle that any program wrote ({opcode.name} at {n}); do not load it"
             )
