@@ -49,7 +49,8 @@ class PriorConfig:
             # True counts as 1 in Python, and not in what builds a transformer
             if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
                 raise UnsupportedArgument(f"{name}: {value!r}; give a whole number")
-        widths = (self.state_dim, self.action_dim, self.head_hidden or 1, self.lora_rank)
+        hidden = 1 if self.head_hidden is None else self.head_hidden
+        widths = (self.state_dim, self.action_dim, hidden, self.lora_rank)
         if not 1 <= min(widths) <= max(widths) <= MAX_WIDTH:
             raise UnsupportedArgument(
                 f"state_dim, action_dim, head_hidden, lora_rank: {widths}; each must lie in 1..{MAX_WIDTH:,}"

@@ -70,7 +70,9 @@ def test_numbers_that_are_no_whole_ones_are_refused(change):
         replace(PriorConfig("gaussian", 3, 1, (-1.0,), (1.0,)), **change)
 
 
-@pytest.mark.parametrize("change", [{"state_dim": 10**9}, {"action_dim": 0}, {"head_hidden": 10**8}, {"lora_rank": -1}])
+@pytest.mark.parametrize(
+    "change", [{"state_dim": 10**9}, {"action_dim": 0}, {"head_hidden": 10**8}, {"head_hidden": 0}, {"lora_rank": -1}]
+)
 def test_widths_that_no_memory_holds_are_refused(change):
     with pytest.raises(errors.UnsupportedArgument, match="lie in 1"):
         replace(PriorConfig("gaussian", 3, 1, (-1.0,), (1.0,)), **change)
