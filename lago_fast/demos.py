@@ -5,8 +5,6 @@ On disk: Minari's HDF5 format under `<path>/data`, which `minari.load_dataset` r
 Format: https://minari.farama.org. Tests: tests/test_demos.py.
 """
 
-import hashlib
-import json
 import os
 import re
 import tempfile
@@ -18,14 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lago_fast.demo_files import UNREADABLE, read_content, sha256_of
 from lago_fast.envs.experts import Episode
 from lago_fast.envs.suites import Suite, suite_named
 from lago_fast.errors import DemonstrationError, MissingExtra, RunExists, UnsupportedArgument
 
 ATTEMPTS_PER_SUCCESS = 10
-MAX_UNPACKED = 1000  # bytes of arrays per byte of their file
-# what h5py, json and Minari raise on a damaged dataset
-UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
 Progress = Callable[[str, int, int], None]
 
 
@@ -161,18 +157,15 @@ def load_demos(path: str | os.PathLike[str]) -> Demonstrations:
     remedy = f"record it again (`lago demos`, --overwrite) or give another path; path={str(path)!r}"
     if not (path / "data").is_dir():
         raise DemonstrationError(f"no dataset at the path given: {remedy}")
-    minari = import_minari()
+    import_minari()
     try:
-        check_file(path)
-        storage = minari.dataset.minari_storage.MinariStorage.read(path / "data")
-        num_actions, low, high = _bounds(storage.action_space)
-        shapes = (storage.observation_space.shape, storage.action_space.shape)
-        numbers = range(storage.total_episodes)
-        rows = list(storage.get_episodes(numbers))
-        labels = list(storage.get_episode_metadata(numbers))
+        content = read_content(path)
+        num_actions, low, high = _bounds(content.action_space)
+        shapes = (content.observation_space.shape, content.action_space.shape)
+        rows, labels = content.rows, content.labels
         texts = [(str(label["task"]), str(label["instruction"])) for label in labels]
         success = np.array([bool(label["success"]) for label in labels], bool)
-    except (*UNREADABLE, RecursionError, MemoryError) as error:
+    except UNREADABLE as error:
         raise DemonstrationError(f"unreadable dataset ({type(error).__name__}: {error}): {remedy}") from error
     if not rows:
         raise DemonstrationError(f"the dataset holds no episode: {remedy}")
@@ -346,32 +339,6 @@ def _append(minari: ModuleType, storage: Any, task: str, episodes: list[Episode]
         )
     storage.update_episodes(buffers)
     storage.update_episode_metadata(labels, range(first, first + len(episodes)))
-
-
-def sha256_of(dataset: Path) -> str:
-    """Hash a dataset's data."""
-    with (dataset / "data" / "main_data.hdf5").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_file(dataset: Path) -> None:
-    """Raise ValueError when a dataset is not the one that was recorded, or unpacks to what its file cannot hold."""
-    import h5py
-
-    metadata = json.loads((dataset / "data" / "metadata.json").read_text())
-    recorded = metadata.get("lago", {}).get("sha256")  # other programs' datasets have none
-    if recorded is not None and recorded != sha256_of(dataset):
-        raise ValueError("its data are not those that were recorded: another SHA-256")
-    path, unpacked = dataset / "data" / "main_data.hdf5", 0
-
-    def count(_name: str, found: Any) -> None:
-        nonlocal unpacked
-        unpacked += found.nbytes if isinstance(found, h5py.Dataset) else 0
-
-    with h5py.File(path) as file:
-        file.visititems(count)
-    if unpacked > MAX_UNPACKED * path.stat().st_size:
-        raise ValueError(f"its data unpack to {unpacked:,} bytes, which a file of its size does not honestly hold")
 
 
 def dataset_id(path: Path) -> str:

@@ -162,7 +162,7 @@ def run_job(job: Job, progress: Progress | None = None) -> Outcome:
         num_threads=job.num_threads,
         progress=None if progress is None else lambda done, total: progress(name, done, total),
     )
-    run_folders.note(folder, implementations=result.model.impls)
+    run_folders.note(folder, implementations=result.model.impls, overlap=result.model.overlap)
     act = policy_actor(result.model, sample=job.experiment.env.sample_actions, seed=EVAL_SEED + job.seed)
     tasks = _evaluate(act, job.experiment, job.seed, table)
     return Outcome(

@@ -84,6 +84,8 @@ class TrainSettings:
     kl_direction: Literal["policy_prior", "prior_policy"] = "policy_prior"  # or prior_policy, KL(prior || policy)
     guard: bool = False  # let the KL of a task count only while the prior does better than the policy
     prior_mode: Literal["amortised", "exact"] = "amortised"  # ask the fast student, or the language model itself
+    # collect the next rollout while the policy is updated: it is learnt from one update late
+    overlap: Literal["none", "update"] = "none"
     impl: Literal["auto", "reference", "inductor", "cpp", "triton", "cuda"] = "auto"  # of the loss
     device: str = "cpu"  # cpu, cuda, or auto for CUDA where there is one
 

@@ -103,6 +103,7 @@ def make_report(
             "seeds": list(experiment.seeds),
         },
         "prior_mode": experiment.train.prior_mode,
+        "overlap": experiment.train.overlap,
         "prior_metrics": prior_metrics,
         "audit_kl_nats": float(np.mean(audits)) if audits else None,
         "warm_start": False,

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from lago_fast.demos import UNREADABLE, check_file, check_free, dataset_id, import_minari, install, sha256_of, versions
+from lago_fast.demo_files import UNREADABLE, read_content, sha256_of
+from lago_fast.demos import check_free, dataset_id, import_minari, install, versions
 from lago_fast.envs.text_recording import join_episodes
 from lago_fast.envs.text_transitions import TextTransitions, check_transitions
 from lago_fast.errors import DemonstrationError
@@ -80,15 +81,12 @@ def load_text_demos(path: str | os.PathLike[str]) -> TextTransitions:
     remedy = f"record it again or give another path; path={str(path)!r}"
     if not (path / "data").is_dir():
         raise DemonstrationError(f"no dataset at the path given: {remedy}")
-    minari = import_minari()
+    import_minari()
     try:
-        check_file(path)
-        storage = minari.dataset.minari_storage.MinariStorage.read(path / "data")
-        numbers = range(storage.total_episodes)
-        labels = list(storage.get_episode_metadata(numbers))
-        rows = zip(storage.get_episodes(numbers), labels, strict=True)
+        content = read_content(path)
+        rows = zip(content.rows, content.labels, strict=True)
         episodes = [_episode(row, bool(label["success"])) for row, label in rows]
-    except (*UNREADABLE, RecursionError, MemoryError) as error:
+    except UNREADABLE as error:
         raise DemonstrationError(f"unreadable dataset ({type(error).__name__}: {error}): {remedy}") from error
     if not episodes:
         raise DemonstrationError(f"the dataset holds no episode: {remedy}")

@@ -152,7 +152,7 @@ def _raw(experiment: Experiment) -> Iterator[Arm]:
 def _ours(
     experiment: Experiment, table: np.ndarray | None, prior: ActionPrior | None
 ) -> Iterator[tuple[Arm, FastKLPPO]]:
-    """Train with the settings of the experiment's arms."""
+    """Train with the settings of the experiment's arms, `overlap` aside: a window is one rollout and its update."""
     env = make_env(experiment.env, 0, table)
     train = experiment.train
     model = FastKLPPO(

@@ -234,6 +234,7 @@ def train_run(
             kl_direction=settings.kl_direction,
             guard=settings.guard and guided,
             impl=settings.impl,
+            overlap=settings.overlap,
         )
         lane = env.array_lane
         curve = SuccessCurve(lane.tasks, lane.task_id, progress)

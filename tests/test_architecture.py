@@ -70,9 +70,13 @@ RULES = {
             "lago_fast.priors.text_base",
         )
     ),
-    "lago_fast/demos.py": Rule(may=("numpy", "lago_fast.envs"), inside_functions=("minari", "h5py", "gymnasium")),
+    "lago_fast/demo_files.py": Rule(inside_functions=("minari", "h5py")),
+    "lago_fast/demos.py": Rule(
+        may=("numpy", "lago_fast.envs", "lago_fast.demo_files"), inside_functions=("minari", "h5py", "gymnasium")
+    ),
     "lago_fast/text_demos.py": Rule(
-        may=("numpy", "lago_fast.envs", "lago_fast.demos"), inside_functions=("minari", "gymnasium")
+        may=("numpy", "lago_fast.envs", "lago_fast.demos", "lago_fast.demo_files"),
+        inside_functions=("minari", "gymnasium"),
     ),
     "lago_fast/presets.py": Rule(),
     "lago_fast/runs.py": Rule(may=("numpy",), inside_functions=("torch",)),

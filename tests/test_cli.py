@@ -301,10 +301,15 @@ def test_the_other_arms_train_too(arm, prior, demos, backbone, tmp_path, monkeyp
         "exact": ("--tasks", "push", "--prior", prior / "amortised", "--prior-mode", "exact"),
     }
     profile = ["--profile"] if arm == "ppo" else []
-    assert lago("train", *inputs[arm], *SMALL, *profile, "--out", tmp_path / arm) == 0
+    overlap = ["--overlap", "update"] if arm == "ppo" else []
+    assert lago("train", *inputs[arm], *SMALL, *profile, *overlap, "--out", tmp_path / arm) == 0
     assert ("where the time went" in capsys.readouterr().out) == bool(profile)
     config = runs.read_config(tmp_path / arm)
     assert config["arm"] == (arm if arm in ("ppo", "bc_ppo") else "lago")
+    provenance = runs.read_json(tmp_path / arm / "provenance.json")
+    assert config["train"]["overlap"] == provenance["overlap"] == ("update" if overlap else "none")
+    header = (tmp_path / arm / "progress.csv").read_text().splitlines()[0].split(",")
+    assert ("rollout/updates_behind" in header) == bool(overlap)
     # with one task the policy needs no words
     assert (runs.load_table(tmp_path / arm) is None) == (len(config["env"]["tasks"]) == 1)
 

@@ -1,6 +1,8 @@
 """Demonstrations: recorded, read back, readable by Minari, and refused when damaged."""
 
+import faulthandler
 import json
+import os
 import random
 import shutil
 import sys
@@ -10,12 +12,12 @@ import minari
 import numpy as np
 import pytest
 
-from lago_fast import demos
+from lago_fast import demo_files, demos
 from lago_fast.demos import expert_table, load_demos, record_demos
 from lago_fast.envs.experts import play_expert
 from lago_fast.envs.metaworld import task_phrasings
 from lago_fast.errors import DemonstrationError, MissingExtra, RunExists, UnknownTask, UnsupportedArgument
-from tests.algorithms.test_safe_load import mutate
+from tests.algorithms.test_safe_load import little_memory, mutate
 
 TASKS = ["reach", "drawer-open"]
 SETTINGS = {"seed": 4, "max_episode_steps": 70, "num_envs_per_task": 2}
@@ -328,7 +330,38 @@ def test_expert_table_rows():
         expert_table(TASKS, 0)
 
 
-def test_mutated_datasets_are_refused_or_read(tmp_path, request):
+def fork_trial(dataset):
+    """What `demo_files.run_trial` does, by a fork of this process: a hundred times sooner."""
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        faulthandler.disable()
+        os._exit(demo_files.trial(dataset))
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code, "as the trial said"
+
+
+def test_a_file_that_brings_the_library_down_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "two-tasks-v0"
+    record_demos(["reach"], 1, path, max_episode_steps=5, num_envs_per_task=1)
+    forget_hash(path)
+    assert len(load_demos(path).success) == 1
+    end = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+    monkeypatch.setattr(demo_files, "TRIAL", end)
+    with pytest.raises(DemonstrationError, match="tried to read it ended with signal 11"):
+        load_demos(path)
+    monkeypatch.setattr(demo_files, "TRIAL", "import time; time.sleep(60)")
+    monkeypatch.setattr(demo_files, "LEAST_TRIAL_S", 0.1)
+    with pytest.raises(DemonstrationError, match="took more than 0 s"):
+        load_demos(path)
+    monkeypatch.setattr(demo_files, "TRIAL", "import no_such_module")
+    monkeypatch.setattr(demo_files, "LEAST_TRIAL_S", 60)
+    with pytest.raises(DemonstrationError, match="exit code 1"):
+        load_demos(path)
+
+
+def test_mutated_datasets_are_refused_or_read(tmp_path, request, monkeypatch):
+    monkeypatch.setattr(demo_files, "run_trial", fork_trial)
     path = tmp_path / "two-tasks-v0"
     record_demos(["reach"], 2, path, max_episode_steps=20, num_envs_per_task=2)
     data, about = path / "data" / "main_data.hdf5", path / "data" / "metadata.json"
@@ -336,12 +369,13 @@ def test_mutated_datasets_are_refused_or_read(tmp_path, request):
     forget_hash(path)
     unhashed = about.read_bytes()  # as another program's dataset, which the HDF5 library has to make out by itself
     rng, outcomes = random.Random(0), {"read": 0, "refused": 0}
-    for i in range(request.config.getoption("--mutations")):
-        data.write_bytes(whole if i % 3 == 0 else mutate(whole, rng))
-        about.write_bytes((mutate(metadata, rng), metadata, unhashed)[i % 3])
-        try:
-            load_demos(path)
-            outcomes["read"] += 1
-        except DemonstrationError:
-            outcomes["refused"] += 1
+    with little_memory():
+        for i in range(request.config.getoption("--mutations")):
+            data.write_bytes(whole if i % 3 == 0 else mutate(whole, rng))
+            about.write_bytes((mutate(metadata, rng), metadata, unhashed)[i % 3])
+            try:
+                load_demos(path)
+                outcomes["read"] += 1
+            except DemonstrationError:
+                outcomes["refused"] += 1
     assert outcomes["refused"] > outcomes["read"]

@@ -69,6 +69,7 @@ OURS = {
     "impl",
     "on_nan",
     "step_timeout_s",
+    "overlap",
 }
 
 

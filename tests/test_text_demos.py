@@ -55,7 +55,7 @@ def test_its_origin_is_kept(written):
 
 def forge(dataset, change):
     """Change the data, and the hash with them."""
-    from lago_fast.demos import sha256_of
+    from lago_fast.demo_files import sha256_of
 
     with h5py.File(dataset / "data" / "main_data.hdf5", "a") as file:
         change(file)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from bench.gpu_hours import accounting
-from bench.gpu_hours.rungs import Arm, Measured, ladder, peers
+from bench.gpu_hours.rungs import Arm, Measured, ladder, peers, side_row
 from bench.gpu_hours.work import Stage, Work, fitted, plain, shaped
 from lago_fast import runs
 from lago_fast.cores import usable_cores
@@ -140,6 +140,7 @@ def main(words: Sequence[str] | None = None) -> None:
         carried = faster(stage, work)
         every = ladder(work, stage, carried, python_envs=python_envs)
         arms += [arm for arm in every if int(arm.name.split()[0]) in options.rungs]
+        arms += [side_row(work, stage, carried)] if 7 in options.rungs else []
         record |= {
             "backbone": stage.backbone,
             "weights": stage.weights,

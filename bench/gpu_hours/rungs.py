@@ -27,6 +27,7 @@ from lago_fast.envs.metaworld import STATE_DIM
 from lago_fast.envs.official import official_makers
 
 ROOT = Path(__file__).resolve().parents[2]
+ENDLESS = 10**12  # env steps of a run that a slice is taken from the middle of
 
 
 class Part(NamedTuple):
@@ -129,6 +130,13 @@ def ladder(work: Work, stage: Stage, carried: str, *, python_envs: bool = True) 
     ]
 
 
+def side_row(work: Work, stage: Stage, carried: str) -> Arm:
+    """Return what stands beside rung 7: the next rollout is collected during the update, and one update stale."""
+    later = getattr(stage, carried)
+    adds = "rung 7 with overlap='update', one update stale"
+    return Arm("side row: overlapped", adds, "stale", later.facts, partial(steady, work, later.prior, overlap="update"))
+
+
 def peers(work: Work, sbx_python: str | None, *, python_envs: bool = True) -> list[Arm]:
     """Return plain PPO, by this package and by others; `sbx_python`: an interpreter that has sbx-rl."""
     arms = [
@@ -173,6 +181,29 @@ def _ours(work: Work, prior: Any, groups: int = 2) -> Iterator[Slice]:
     env = make_env(work, groups)
     model = FastKLPPO("MlpPolicy", env, **work.ppo(), prior=prior, kl_coef=work.kl_coef if prior is not None else 0.0)
     yield partial(_iteration, model)
+    env.close()
+
+
+@contextmanager
+def steady(work: Work, prior: Any, overlap: str = "none") -> Iterator[Slice]:
+    """Iterations of FastKLPPO in the middle of a run: an update, and the rollout beside it or behind it."""
+    env = make_env(work, 2)
+    kl_coef = work.kl_coef if prior is not None else 0.0
+    model = FastKLPPO("MlpPolicy", env, **work.ppo(), prior=prior, kl_coef=kl_coef, overlap=overlap)
+    _, callback = model._setup_learn(ENDLESS)
+
+    def collect() -> None:
+        model.collect_rollouts(env, callback, model.rollout_buffer, work.n_steps)
+
+    def slice_() -> Measured:
+        before = model.num_timesteps
+        with measured() as cost:
+            model.train()
+            collect()
+        return Measured([Part("iteration", cost(), 1)], model.num_timesteps - before)
+
+    collect()
+    yield slice_
     env.close()
 
 

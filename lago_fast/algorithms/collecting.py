@@ -5,6 +5,7 @@ Test: pytest tests/algorithms/test_fast_kl_ppo.py tests/algorithms/test_sb3_pari
 
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from lago_fast.algorithms.guarding import GuardedPPO
 from lago_fast.algorithms.heads import PolicysOwnHead
 from lago_fast.algorithms.kl_coefficient import KLCoefficient
 from lago_fast.algorithms.lanes import LaneStep, bounded_actions, episode_info
 from lago_fast.algorithms.micro_batches import Halving
 from lago_fast.algorithms.numbers import Numbers, check_rollout, check_unnormalised, observation_columns
+from lago_fast.algorithms.overlapping import Actor, OverlappingPPO
 from lago_fast.algorithms.prior_query import query_prior
 from lago_fast.algorithms.stage_clock import StageClock
 from lago_fast.algorithms.stepping import steps, torch_threads_beside
@@ -28,7 +29,7 @@ from lago_fast.errors import NonFiniteError, UnsupportedArgument
 from lago_fast.priors.base import ActionPrior
 
 
-class CollectingPPO(GuardedPPO):
+class CollectingPPO(OverlappingPPO):
     """PPO's first half; `FastKLPPO` sets up what is declared here."""
 
     prior_digest: str | None
@@ -54,7 +55,6 @@ class CollectingPPO(GuardedPPO):
             NonFiniteError: an observation, a reward or the prior is NaN or infinite, with on_nan="raise".
             EnvironmentFailed: the process of an env died or does not answer.
         """
-        buffer = self._buffer
         if rollout_buffer is not self.rollout_buffer or n_rollout_steps != self.n_steps or env is not self.env:
             raise UnsupportedArgument("env, rollout_buffer, n_rollout_steps: only the model's own can be collected")
         self.policy.set_training_mode(False)
@@ -62,12 +62,18 @@ class CollectingPPO(GuardedPPO):
         self._look_at_policy()
         if self.use_sde:
             self.policy.reset_noise(self.n_envs)
-        self._numbers.remember_normalisation(self)
         clock = self.stage_clock
         clock.lap("logging")
         terminal_values: list[tuple[int, Tensor, Tensor]] = []
         n_steps = 0
-        rollout = steps(self._lane, self._act, n_rollout_steps, self._last_obs, self._instruction_id, clock)
+        ahead = self._take_ahead()
+        buffer, rollout_buffer = self._buffer, self.rollout_buffer
+        if ahead is None:
+            self._numbers.remember_normalisation(self)
+            act = partial(self._act, Actor(self._head, buffer, clock, None))
+            rollout = steps(self._lane, act, n_rollout_steps, self._last_obs, self._instruction_id, clock)
+        else:
+            rollout = self._replayed(ahead)
         try:
             with closing(rollout), torch_threads_beside(self._lane):
                 for n_steps in range(n_rollout_steps):
@@ -83,7 +89,7 @@ class CollectingPPO(GuardedPPO):
                         return False
                     clock.lap("logging")
                     self._store(n_steps, step, terminal_values)
-            self._finish_rollout(terminal_values)
+            self._finish_rollout(terminal_values, None if ahead is None else ahead.last_values)
         except NonFiniteError as error:
             self._numbers.drop_rollout(self, error, n_steps + 1)
             self._dropped = True
@@ -133,11 +139,18 @@ class CollectingPPO(GuardedPPO):
         self._last_obs, self._instruction_id = step.observation, step.instruction_id
         self._last_episode_starts = step.terminated | step.truncated
 
-    def _finish_rollout(self, terminal_values: list[tuple[int, Tensor, Tensor]]) -> None:
-        """Check the collected rows, ask the prior about them, and compute their advantages."""
+    def _finish_rollout(
+        self, terminal_values: list[tuple[int, Tensor, Tensor]], last_values: Tensor | None = None
+    ) -> None:
+        """Check the collected rows, ask the prior about them, and compute their advantages.
+
+        Args:
+            terminal_values: see `RolloutBuffer.bootstrap`.
+            last_values: [N], V of the last observations; None: the present policy's.
+        """
         buffer = self._buffer
         clock = self.stage_clock
-        buffer.bootstrap(self._values(self._last_obs), terminal_values)
+        buffer.bootstrap(self._values(self._last_obs) if last_values is None else last_values, terminal_values)
         clock.lap("policy")
         check_rollout({**observation_columns(buffer), "reward": buffer.rewards}, "mend the env")
         clock.lap("transfer")
@@ -156,16 +169,18 @@ class CollectingPPO(GuardedPPO):
             self.impls["mlp"] = "cpp" if self._head.networks.native else "reference"
 
     @torch.no_grad()
-    def _act(self, t: int, rows: slice, observation: Any, instruction_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _act(
+        self, actor: Actor, t: int, rows: slice, observation: Any, instruction_id: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Store what the policy sees, says and chooses at step t for some envs; return the actions, and in bounds."""
         if self.use_sde and self.sde_sample_freq > 0 and t % self.sde_sample_freq == 0:
             self.policy.reset_noise(self.n_envs)
-        buffer = self._buffer
+        buffer, clock = actor.buffer, actor.clock
         buffer.instruction_id[t, rows] = torch.from_numpy(instruction_id)
         observations = buffer.store_observation(t, observation, rows)
-        self.stage_clock.lap("transfer")
-        acted = self._head.act(observations)
-        self.stage_clock.lap("policy")
+        clock.lap("transfer")
+        acted = actor.head.act(observations, actor.generator)
+        clock.lap("policy")
         for column, output in zip(
             (buffer.actions, buffer.values, buffer.log_probs, *buffer.policy_outputs),
             (acted.actions, acted.values, acted.log_prob, *acted.outputs),
@@ -173,8 +188,8 @@ class CollectingPPO(GuardedPPO):
         ):
             column[t, rows] = output
         actions = acted.actions.cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
-        bounded = bounded_actions(self.policy, actions)
-        self.stage_clock.lap("transfer")
+        bounded = bounded_actions(actor.head.policy, actions)
+        clock.lap("transfer")
         return actions, bounded
 
     @torch.no_grad()

@@ -30,11 +30,12 @@ from lago_fast.algorithms.lanes import example_of
 from lago_fast.algorithms.micro_batches import Halving, MicroBatches
 from lago_fast.algorithms.numbers import Numbers, check_parameters
 from lago_fast.algorithms.prior_match import check_prior, match_env
+from lago_fast.algorithms.refusals import check_guidance, check_values
 from lago_fast.algorithms.stage_clock import StageClock
 from lago_fast.algorithms.update_log import record_update
 from lago_fast.algorithms.workers import STEP_TIMEOUT_S, watch
 from lago_fast.buffers import RolloutBuffer
-from lago_fast.errors import DeviceUnavailable, NonFiniteLoss, PriorMismatch, UnsupportedArgument
+from lago_fast.errors import NonFiniteLoss, PriorMismatch, UnsupportedArgument
 from lago_fast.priors.base import ActionPrior
 
 Schedule = Callable[[float], float]
@@ -65,6 +66,8 @@ class FastKLPPO(CollectingPPO):
             env and step, or "skip" the iteration with a warning. Either way the rows are saved beside the log, and
             policy and optimiser are what they were before the iteration.
         step_timeout_s: longest wait for an env in a process of its own; None: forever.
+        overlap: "update" collects the next rollout while the policy is updated, so that it is learnt from one update
+            late (`algorithms.overlapping` says what callbacks see); needs an env with an array lane and no gSDE.
 
     Raises:
         UnsupportedArgument: a value that cannot be honoured.
@@ -114,30 +117,29 @@ class FastKLPPO(CollectingPPO):
         impl: str = "auto",
         on_nan: str = "raise",
         step_timeout_s: float | None = STEP_TIMEOUT_S,
+        overlap: str = "none",
     ) -> None:
         if rollout_buffer_class is not None or rollout_buffer_kwargs:
             raise UnsupportedArgument("rollout_buffer_class, rollout_buffer_kwargs: the buffer is part of this trainer")
-        if kl_direction not in ("policy_prior", "prior_policy"):
-            raise UnsupportedArgument(f"kl_direction={kl_direction!r}: choose 'policy_prior' or 'prior_policy'")
-        if kl_placement not in ("loss", "reward"):
-            raise UnsupportedArgument(f"kl_placement={kl_placement!r}: choose 'loss' or 'reward'")
-        if prior_temperature <= 0:
-            raise UnsupportedArgument(f"prior_temperature={prior_temperature}: give a number above 0")
-        if warm_start and prior is None and _init_setup_model:
-            raise UnsupportedArgument("warm_start: there is nothing to start from without a prior; pass prior=")
+        check_values(
+            kl_direction=kl_direction,
+            kl_placement=kl_placement,
+            prior_temperature=prior_temperature,
+            overlap=overlap,
+            device=device,
+        )
         guard_settings = settings_of(guard)
-        if guard_settings is not None and (kl_placement == "reward" or kl_coef == "auto"):
-            raise UnsupportedArgument(
-                "guard: it weighs the KL in the loss by itself; use kl_placement='loss' and a kl_coef"
-            )
-        if guard_settings is not None and prior is None and _init_setup_model:
-            raise UnsupportedArgument("guard: there is nothing to guard without a prior; pass prior=")
-        if torch.device("cpu" if device == "auto" else device).type == "cuda" and not torch.cuda.is_available():
-            raise DeviceUnavailable(f"device={device!r}: this machine has no CUDA device; use device='cpu' or 'auto'")
+        check_guidance(
+            has_prior=prior is not None or not _init_setup_model,  # a model that is loaded gets its prior later
+            warm_start=warm_start,
+            guarded=guard_settings is not None,
+            kl_placement=kl_placement,
+            kl_coef=kl_coef,
+        )
         self.kl_coef, self.target_prior_kl = kl_coef, target_prior_kl
         self.kl_direction, self.kl_placement = kl_direction, kl_placement
         self.prior_temperature, self.warm_start, self.impl = prior_temperature, warm_start, impl
-        self.on_nan, self.step_timeout_s = on_nan, step_timeout_s
+        self.on_nan, self.step_timeout_s, self.overlap = on_nan, step_timeout_s, overlap
         self.prior = prior
         self.prior_digest: str | None = None
         # plain numbers, which a saved model holds as text
@@ -212,6 +214,7 @@ class FastKLPPO(CollectingPPO):
         )
         self.rollout_buffer = self._buffer  # type: ignore[assignment]  # under the name that callbacks read
         self.stage_clock = StageClock(self.device)
+        self._set_up_overlap()
         if self.prior is not None:
             self.set_prior(self.prior)
 
@@ -277,7 +280,8 @@ class FastKLPPO(CollectingPPO):
             return
         self._numbers.remember(self)
         try:
-            self._update()
+            with self._collecting_ahead():
+                self._update()
             check_parameters(list(self.policy.parameters()), self._gradient_steps)
         except NonFiniteLoss as error:
             self._numbers.undo_update(self, error)
@@ -381,29 +385,3 @@ class FastKLPPO(CollectingPPO):
             self._n_updates += 1
         self._gradient_steps = self.n_epochs * -(-self.n_steps * self.n_envs // self.batch_size)
         self.logger.record("train/prior_kl", kl.item())
-
-    # ---- saving and loading -----------------------------------------------------------------------------------
-
-    def _excluded_save_params(self) -> list[str]:
-        # the prior is saved by itself; its digest stays in the model
-        return [
-            *super()._excluded_save_params(),
-            "prior",
-            "_lane",
-            "_head",
-            "_buffer",
-            "_prior_ids",
-            "_instruction_id",
-            "_guard",
-            "_kl_coefficient",
-            "stage_clock",
-            "impls",
-            "_numbers",
-            "_dropped",
-            "_gradient_steps",
-            "_micro_batches",
-            "_prior_rows",
-            "iterations",
-            "run_id",
-            "resumed",
-        ]

@@ -48,20 +48,20 @@ class GaussianHead:
         mean, values = self.networks.forward(observations)
         return (mean, self.policy.log_std), values
 
-    def act(self, observations: Observations) -> Acted:
-        """Sample actions."""
+    def act(self, observations: Observations, generator: torch.Generator | None = None) -> Acted:
+        """Sample actions; None: by torch's own generator."""
         outputs, values = self.forward(observations)
-        actions, log_prob = self.sample(outputs)
+        actions, log_prob = self.sample(outputs, generator)
         return Acted(actions, values, log_prob, outputs)
 
     def evaluate(self, batch: RolloutBatch) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return what the loss op differentiates by, and values [B]."""
         return self.forward(batch.observations)
 
-    def sample(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def sample(self, outputs: tuple[Tensor, ...], generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return actions [B, D], not clipped, and their log-probabilities [B]."""
         mean, log_std = outputs
-        noise = torch.randn_like(mean)
+        noise = torch.empty_like(mean).normal_(generator=generator)
         log_prob = (-0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
         return mean + log_std.exp() * noise, log_prob
 
@@ -129,20 +129,20 @@ class CategoricalHead:
         logits, values = self.networks.forward(observations)
         return (logits,), values
 
-    def act(self, observations: Observations) -> Acted:
-        """Sample actions."""
+    def act(self, observations: Observations, generator: torch.Generator | None = None) -> Acted:
+        """Sample actions; None: by torch's own generator."""
         outputs, values = self.forward(observations)
-        actions, log_prob = self.sample(outputs)
+        actions, log_prob = self.sample(outputs, generator)
         return Acted(actions, values, log_prob, outputs)
 
     def evaluate(self, batch: RolloutBatch) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return what the loss op differentiates by, and values [B]."""
         return self.forward(batch.observations)
 
-    def sample(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def sample(self, outputs: tuple[Tensor, ...], generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return actions [B] and their log-probabilities [B]."""
         log_probs = outputs[0].log_softmax(dim=-1)
-        actions = torch.multinomial(log_probs.exp(), 1)
+        actions = torch.multinomial(log_probs.exp(), 1, generator=generator)
         return actions.squeeze(-1), log_probs.gather(-1, actions).squeeze(-1)
 
     def prior_outputs(self, prior: PriorOutput) -> tuple[Tensor, ...]:
@@ -200,8 +200,9 @@ class PolicysOwnHead:
         self.action_shape: tuple[int, ...] = space.shape or ()
         self.action_dim = math.prod(self.action_shape)
 
-    def act(self, observations: Observations) -> Acted:
-        """Sample actions."""
+    def act(self, observations: Observations, generator: torch.Generator | None = None) -> Acted:
+        """Sample actions; the policy does so by torch's own generator."""
+        assert generator is None
         actions, values, log_prob = self.policy(observations)
         return Acted(actions, values.flatten(), log_prob, ())
 

@@ -12,6 +12,7 @@ import functools
 import io
 import json
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ MAX_DATA_BYTES = 64 * 2**20  # of the JSON; a model's is a few kilobytes, a call
 MAX_BYTES = 32 * 2**30  # of all entries, unpacked
 MAX_RATIO = 1000  # unpacked to packed, of an entry above MIN_SUSPECT_BYTES; weights do not shrink like that
 MIN_SUSPECT_BYTES = 2**20
+MAX_OPCODES = 10**6  # of a pickle; a space's is some hundreds
 
 # every name that a pickle may call or refer to, by module; never a whole module
 LISTED = """
@@ -164,14 +166,27 @@ def _plain_numpy_scalar(scalar: Callable[..., Any]) -> Callable[..., Any]:
     return construct
 
 
+def _check_opcodes(entry: str, content: bytes) -> None:
+    """Raise CorruptFile where a pickle would make the unpickler reserve memory that it does not fill.
+
+    Python's own writes, and clears, a table up to whatever index an opcode names.
+    """
+    for n, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if n >= MAX_OPCODES or (opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > n):
+            raise CorruptFile(
+                f"path: the entry {entry!r} is no pickle that any program wrote ({opcode.name} at {n}); do not load it"
+            )
+
+
 def _unpickle(entry: str, text: Any) -> Any:
     try:
         content = base64.b64decode(text, validate=True)
     except (TypeError, ValueError, binascii.Error) as error:
         raise CorruptFile(f"path: the entry {entry!r} is no base64 ({error}); save the model again") from error
     try:
+        _check_opcodes(entry, content)
         return _ListedUnpickler(io.BytesIO(content), entry).load()
-    except UntrustedPickle:
+    except (UntrustedPickle, CorruptFile):
         raise
     except MemoryError as error:
         raise CorruptFile(f"path: the entry {entry!r} asks for more memory than there is; do not load it") from error

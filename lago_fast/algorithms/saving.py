@@ -23,6 +23,13 @@ from lago_fast.algorithms.safe_load import safe_objects
 from lago_fast.errors import UnsupportedArgument
 from lago_fast.priors.base import ActionPrior
 
+# attributes that a saved model is without; of the prior, which is saved by itself, the digest stays
+NOT_SAVED = (
+    *("prior", "_lane", "_ahead", "_spare", "_head", "_buffer", "_prior_ids", "_instruction_id", "_guard"),
+    *("_kl_coefficient", "stage_clock", "impls", "_numbers", "_dropped", "_gradient_steps", "_micro_batches"),
+    *("_prior_rows", "iterations", "run_id", "resumed"),
+)
+
 
 class KeptPPO(PPO):
     """Stable-Baselines3's PPO with files that are whole or not there, and runs that can be resumed."""
@@ -49,6 +56,9 @@ class KeptPPO(PPO):
         path = Path(path)
         with replacing(path if path.suffix else path.with_suffix(".zip")) as file:
             super().save(file, exclude, include)  # type: ignore[arg-type]
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), *NOT_SAVED]
 
     @classmethod
     def load(

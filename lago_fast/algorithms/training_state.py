@@ -35,7 +35,7 @@ ARGUMENTS = (
     *("learning_rate", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range", "clip_range_vf"),
     *("normalize_advantage", "ent_coef", "vf_coef", "max_grad_norm", "use_sde", "sde_sample_freq", "target_kl"),
     *("policy_kwargs", "verbose", "seed", "kl_coef", "target_prior_kl", "kl_direction"),
-    *("kl_placement", "prior_temperature", "warm_start", "guard", "impl", "on_nan", "step_timeout_s"),
+    *("kl_placement", "prior_temperature", "warm_start", "guard", "impl", "on_nan", "step_timeout_s", "overlap"),
 )
 LINEAR = "LinearSchedule"
 MAX_INT = 2**32  # of an argument; seeds are that large

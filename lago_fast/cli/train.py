@@ -117,7 +117,7 @@ class Train(Command):
             console.hint(f"go on with: lago train --resume --out {self.out}")
             raise
         stages = report.stages([result.stage_s])
-        runs.note(folder, implementations=result.model.impls, stages=stages)
+        runs.note(folder, implementations=result.model.impls, overlap=result.model.overlap, stages=stages)
         if cache is not None:
             runs.note(folder, prior_cache=cache.cache.stats())
             console.print_facts("cache of the prior's answers", cache.cache.stats())

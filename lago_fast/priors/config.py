@@ -4,6 +4,7 @@ Test: pytest tests/priors/test_latent_action.py
 """
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 from lago_fast.errors import PriorMismatch, UnsupportedArgument
@@ -43,7 +44,13 @@ class PriorConfig:
         check_choice("form", self.form, ("pooled", "prompt"))
         check_choice("finetune", self.finetune, ("frozen", "lora", "qlora", "full"))
         check_choice("std", self.std, ("state_independent", "state_dependent", "fixed"))
-        widths = (self.state_dim, self.action_dim, self.head_hidden or 1, self.lora_rank)
+        for name in ("state_dim", "action_dim", "layers", "head_hidden", "lora_rank", "lora_alpha"):
+            value = getattr(self, name)
+            # True counts as 1 in Python, and not in what builds a transformer
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise UnsupportedArgument(f"{name}: {value!r}; give a whole number")
+        hidden = 1 if self.head_hidden is None else self.head_hidden
+        widths = (self.state_dim, self.action_dim, hidden, self.lora_rank)
         if not 1 <= min(widths) <= max(widths) <= MAX_WIDTH:
             raise UnsupportedArgument(
                 f"state_dim, action_dim, head_hidden, lora_rank: {widths}; each must lie in 1..{MAX_WIDTH:,}"

@@ -5,7 +5,9 @@ import io
 import json
 import pickle
 import random
+import resource
 import zipfile
+from contextlib import contextmanager
 
 import cloudpickle
 import gymnasium as gym
@@ -175,6 +177,30 @@ def test_bombs_are_not_unpacked(tmp_path):
             safe_objects(bomb, None)
 
 
+@contextmanager
+def little_memory(most_bytes=256 * 2**20):
+    """Fail when the block makes this process larger than it ever was, by more than so much."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < most_bytes
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02K\x01r\xff\xff\xff\x0f.",  # remembered at place 268,435,455
+        b"\x80\x02K\x01p268435455\n.",
+        b"\x80\x02" + b"N0" * 600_000 + b"N.",
+        b"\x80\x05\x96\xff\xff\xff\xff\x0f\x00\x00\x00.",  # an array of 64 GiB
+    ],
+)
+def test_a_pickle_that_asks_for_much_memory_or_time_gets_none(tmp_path, content):
+    _, path = saved(tmp_path)
+    file = with_entry(path, "clip_range", {":serialized:": base64.b64encode(content).decode()})
+    with little_memory(), pytest.raises(errors.CorruptFile, match="clip_range"):
+        safe_objects(file, None)
+
+
 def mutate(content: bytes, rng: random.Random) -> bytes:
     """Return the bytes with a few of them changed, cut out, repeated, or the end cut off."""
     made = bytearray(content)
@@ -212,10 +238,11 @@ def test_mutated_files_are_read_or_refused_by_a_typed_error(tmp_path, request):
     rng = random.Random(0)
     files = mutated_files(path, rng)
     outcomes = {"read": 0, "refused": 0}
-    for _ in range(request.config.getoption("--mutations")):
-        try:
-            safe_objects(next(files), None)
-            outcomes["read"] += 1
-        except (errors.CorruptFile, errors.UntrustedPickle):
-            outcomes["refused"] += 1
+    with little_memory():
+        for _ in range(request.config.getoption("--mutations")):
+            try:
+                safe_objects(next(files), None)
+                outcomes["read"] += 1
+            except (errors.CorruptFile, errors.UntrustedPickle):
+                outcomes["refused"] += 1
     assert min(outcomes.values()) > 0

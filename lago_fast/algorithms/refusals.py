@@ -1,0 +1,38 @@
+"""What FastKLPPO's own arguments may be, before anything is built.
+
+Test: pytest tests/algorithms/test_fast_kl_ppo.py -k refused
+"""
+
+from typing import Any
+
+import torch
+
+from lago_fast.algorithms.overlapping import check_overlap
+from lago_fast.errors import DeviceUnavailable, UnsupportedArgument
+
+
+def check_values(
+    *, kl_direction: str, kl_placement: str, prior_temperature: float, overlap: str, device: torch.device | str
+) -> None:
+    """Raise UnsupportedArgument, or DeviceUnavailable, for a value that has no meaning or cannot be had here."""
+    if kl_direction not in ("policy_prior", "prior_policy"):
+        raise UnsupportedArgument(f"kl_direction={kl_direction!r}: choose 'policy_prior' or 'prior_policy'")
+    if kl_placement not in ("loss", "reward"):
+        raise UnsupportedArgument(f"kl_placement={kl_placement!r}: choose 'loss' or 'reward'")
+    if prior_temperature <= 0:
+        raise UnsupportedArgument(f"prior_temperature={prior_temperature}: give a number above 0")
+    check_overlap(overlap)
+    if torch.device("cpu" if device == "auto" else device).type == "cuda" and not torch.cuda.is_available():
+        raise DeviceUnavailable(f"device={device!r}: this machine has no CUDA device; use device='cpu' or 'auto'")
+
+
+def check_guidance(*, has_prior: bool, warm_start: bool, guarded: bool, kl_placement: str, kl_coef: Any) -> None:
+    """Raise UnsupportedArgument where a guard or a warm start has nothing to work on."""
+    if warm_start and not has_prior:
+        raise UnsupportedArgument("warm_start: there is nothing to start from without a prior; pass prior=")
+    if guarded and (kl_placement == "reward" or kl_coef == "auto"):
+        raise UnsupportedArgument(
+            "guard: it weighs the KL in the loss by itself; use kl_placement='loss' and a kl_coef"
+        )
+    if guarded and not has_prior:
+        raise UnsupportedArgument("guard: there is nothing to guard without a prior; pass prior=")
