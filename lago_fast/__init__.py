@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from lago_fast.algorithms.stopping import StopOnSignals
     from lago_fast.demos import load_demos, record_demos
     from lago_fast.envs.clevr_robot import make_clevr_robot
+    from lago_fast.envs.frozen_lake import make_frozen_lake
     from lago_fast.envs.metaworld import make_metaworld
+    from lago_fast.envs.overcooked import make_overcooked
     from lago_fast.priors.amortised import AmortisedPrior
     from lago_fast.priors.finetune import fit_prior
     from lago_fast.priors.latent_action import LatentActionPrior
@@ -29,7 +31,9 @@ __all__ = [
     "fit_prior",
     "load_demos",
     "make_clevr_robot",
+    "make_frozen_lake",
     "make_metaworld",
+    "make_overcooked",
     "record_demos",
 ]
 
@@ -42,7 +46,9 @@ _HOME = {
     "fit_prior": "lago_fast.priors.finetune",
     "load_demos": "lago_fast.demos",
     "make_clevr_robot": "lago_fast.envs.clevr_robot",
+    "make_frozen_lake": "lago_fast.envs.frozen_lake",
     "make_metaworld": "lago_fast.envs.metaworld",
+    "make_overcooked": "lago_fast.envs.overcooked",
     "record_demos": "lago_fast.demos",
 }
 

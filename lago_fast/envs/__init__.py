@@ -11,7 +11,9 @@ from gymnasium.envs.registration import register, registry
 
 if TYPE_CHECKING:
     from lago_fast.envs.clevr_robot import ClevrRobotArrayEnv, make_clevr_robot
+    from lago_fast.envs.frozen_lake import make_frozen_lake
     from lago_fast.envs.metaworld import MetaworldArrayEnv, make_metaworld
+    from lago_fast.envs.overcooked import make_overcooked
     from lago_fast.envs.vec_env import ArrayReset, ArrayStep, ArrayVecEnv, ReturnNormalizer
 
 __all__ = [
@@ -22,7 +24,9 @@ __all__ = [
     "MetaworldArrayEnv",
     "ReturnNormalizer",
     "make_clevr_robot",
+    "make_frozen_lake",
     "make_metaworld",
+    "make_overcooked",
 ]
 
 _HOME = {
@@ -33,7 +37,9 @@ _HOME = {
     "MetaworldArrayEnv": "metaworld",
     "ReturnNormalizer": "vec_env",
     "make_clevr_robot": "clevr_robot",
+    "make_frozen_lake": "frozen_lake",
     "make_metaworld": "metaworld",
+    "make_overcooked": "overcooked",
 }
 
 if "lago_fast/ClevrRobot-v0" not in registry:

@@ -1,0 +1,168 @@
+"""TextWorld's games: generated here or given as files, played by their own interpreter.
+
+Tests: tests/envs/test_textworld.py. The package: https://github.com/microsoft/TextWorld (Côté et al., 2018).
+"""
+
+import os
+import tempfile
+from collections.abc import Hashable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from lago_fast.envs.game_memo import Turn
+from lago_fast.envs.story_games import StoryGames
+from lago_fast.envs.textworld_games import HELD_OUT, LEVELS, Level, generate, import_textworld
+from lago_fast.errors import UnknownTask, UnsupportedArgument
+
+FILE_HORIZON = 50
+
+
+class TextWorldEngine:
+    """One game file in TextWorld's interpreter.
+
+    The observation is what the game says when asked to look and for the inventory; with `answers` the game's answer
+    to the last command stands before it.
+    """
+
+    def __init__(self, path: Path, answers: bool) -> None:
+        textworld = import_textworld()
+        asked = textworld.EnvInfos(
+            admissible_commands=True,
+            description=True,
+            inventory=True,
+            objective=True,
+            score=True,
+            won=True,
+            lost=True,
+            policy_commands=True,
+        )
+        self._game, self._answers = textworld.start(str(path), request_infos=asked), answers
+
+    def reset(self) -> Turn:
+        """Start the game anew."""
+        return self._turn(self._game.reset(), "")
+
+    def step(self, command: str) -> Turn:
+        """Take an admissible command."""
+        state, _, _ = self._game.step(command)
+        return self._turn(state, _answer(state.feedback) if self._answers else "")
+
+    def _turn(self, state: Any, answer: str) -> Turn:
+        policy = state.policy_commands
+        return Turn(
+            key=(_world(state), answer),
+            instruction=_plain(state.objective),
+            observation=" ".join(filter(None, (answer, _plain(state.description), _plain(state.inventory)))),
+            admissible=tuple(state.admissible_commands),
+            score=float(state.score),
+            won=bool(state.won),
+            lost=bool(state.lost),
+            advice=policy[0] if policy else None,
+        )
+
+    def close(self) -> None:
+        """Stop the interpreter."""
+        self._game.close()
+
+
+def _world(state: Any) -> Hashable:
+    """All that decides what follows: the facts, and which quests are still open."""
+    quests = state["_game_progression"].quest_progressions
+    return frozenset(state["_facts"]), tuple((quest.nb_completions, quest.done) for quest in quests), state.score
+
+
+def _plain(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _answer(feedback: str) -> str:
+    """The game's answer without the prompt and the status line after it."""
+    return _plain(feedback.rsplit("\n>", 1)[0])
+
+
+class TextWorldGames(StoryGames):
+    """N rows of TextWorld's games; made by `make_textworld`."""
+
+    def __init__(
+        self, num_envs: int, files: Sequence[Path], *, answers: bool, horizon: int, seed: int, scratch: Any
+    ) -> None:
+        super().__init__(num_envs, [partial(TextWorldEngine, file, answers) for file in files], horizon, seed)
+        self.files = list(files)
+        self._scratch = scratch
+
+    def close(self) -> None:
+        """Free the interpreters, and the games where they were made in a temporary folder."""
+        super().close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+
+def make_textworld(
+    num_envs: int,
+    games: str | Sequence[str | os.PathLike[str]] = "easy",
+    *,
+    split: Literal["train", "test"] = "train",
+    num_games: int = 1,
+    cache: str | os.PathLike[str] | None = None,
+    answers: bool | None = None,
+    horizon: int | None = None,
+    seed: int = 0,
+) -> TextWorldGames:
+    """Return `num_envs` rows of TextWorld's games.
+
+    A game of a level takes two to four seconds to make, and is made once per `cache`.
+
+    Args:
+        num_envs: N.
+        games: a level, "easy", "medium", "hard" or "cooking"; or paths of game files (.z8, their .json beside them).
+        split: of a level: the games to train on, or others that are held out.
+        num_games: how many games of the level, from the first on.
+        cache: folder in which generated games are kept and found again; None is a temporary one.
+        answers: whether an observation holds the game's answer to the last command, beside what is seen and carried.
+            Without it an observation depends on the world's state alone. None is True for files and for "cooking",
+            whose recipe is read in an answer, and False for the other levels.
+        horizon: steps until an episode is truncated; None is the level's own, 50 for files.
+        seed: decides which game an episode plays.
+
+    Raises:
+        UnknownTask: an unknown level.
+        UnsupportedArgument: a file that is no game of TextWorld's, or a number out of range.
+        MissingExtra: textworld is not installed.
+    """
+    if num_games < 1:
+        raise UnsupportedArgument(f"num_games={num_games}: give 1 or more")
+    if split not in ("train", "test"):
+        raise UnsupportedArgument(f"split={split!r}: give 'train' or 'test'")
+    scratch = None
+    if isinstance(games, str):
+        level = _level(games)
+        if cache is None:
+            scratch = tempfile.TemporaryDirectory(prefix="lago_textworld_")
+            cache = scratch.name
+        first = HELD_OUT if split == "test" else 0
+        files = [generate(games, number, Path(cache)) for number in range(first, first + num_games)]
+        answers = level.answers if answers is None else answers
+        horizon = level.horizon if horizon is None else horizon
+    else:
+        files = [_checked(Path(path)) for path in games]
+        if not files:
+            raise UnsupportedArgument("games=[]: give at least one game file, or the name of a level")
+        answers = True if answers is None else answers
+        horizon = FILE_HORIZON if horizon is None else horizon
+    return TextWorldGames(num_envs, files, answers=answers, horizon=horizon, seed=seed, scratch=scratch)
+
+
+def _level(name: str) -> Level:
+    if name not in LEVELS:
+        raise UnknownTask(f"games={name!r}: give one of the levels {', '.join(LEVELS)}, or a list of game files")
+    return LEVELS[name]
+
+
+def _checked(path: Path) -> Path:
+    import_textworld()
+    if path.suffix != ".z8" or not path.is_file():
+        raise UnsupportedArgument(f"games: {str(path)!r} is no game file; give the .z8 file of a game of TextWorld's")
+    if not path.with_suffix(".json").is_file():
+        raise UnsupportedArgument(f"games: {str(path)!r} has no .json file beside it; TextWorld writes both")
+    return path
