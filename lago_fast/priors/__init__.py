@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lago_fast.priors.latent_action import LatentActionPrior
     from lago_fast.priors.quantize import quantize_prior
     from lago_fast.priors.student import StudentConfig
+    from lago_fast.priors.text_base import TextActionPrior, TextEncoder
+    from lago_fast.priors.text_embedder import TextEmbedder
 
 __all__ = [
     "ActionPrior",
@@ -27,6 +29,9 @@ __all__ = [
     "LatentCache",
     "PriorOutput",
     "StudentConfig",
+    "TextActionPrior",
+    "TextEmbedder",
+    "TextEncoder",
     "check_frozen",
     "encode_instructions",
     "find_backbone",
@@ -45,6 +50,9 @@ _HOME = {
     "LatentCache": "cache",
     "PriorOutput": "base",
     "StudentConfig": "student",
+    "TextActionPrior": "text_base",
+    "TextEmbedder": "text_embedder",
+    "TextEncoder": "text_base",
     "check_frozen": "base",
     "encode_instructions": "backbone",
     "find_backbone": "backbone",

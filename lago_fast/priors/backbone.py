@@ -11,7 +11,8 @@ import importlib.metadata
 import inspect
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -75,15 +76,15 @@ def find_backbone(
         HashMismatch: the weights are not the expected ones.
         UnsupportedArgument: an architecture that reads no `inputs_embeds` of the width of its hidden states.
     """
-    folder, source, found_revision = _locate(name, revision, weights=not random_init)
+    folder, source, found_revision = locate(name, revision, weights=not random_init)
     if not random_init:
         sha256 = hash_weights(folder)
         expected = expected_sha256 or (DEFAULT_SHA256 if name == DEFAULT_BACKBONE else sha256)
-        _check_hash(str(folder), sha256, expected)
+        check_hash(str(folder), sha256, expected)
     model, tokenizer = _load(folder, random_init, seed)
     if random_init:
         sha256 = hash_tensors(model.state_dict())
-        _check_hash(f"the weights drawn with seed {seed}", sha256, expected_sha256 or sha256)
+        check_hash(f"the weights drawn with seed {seed}", sha256, expected_sha256 or sha256)
     what = "random weights, architecture" if random_init else "weights"
     _say_once(f"backbone {name}: {what} from {source} ({folder})")
     return Backbone(
@@ -93,9 +94,9 @@ def find_backbone(
         sha256=sha256,
         random_init=random_init,
         seed=seed if random_init else 0,
-        kind=_kind(model.config),
+        kind=kind_of(model.config),
         hidden_size=int(model.config.hidden_size),
-        max_tokens=_max_tokens(model.config, tokenizer),
+        max_tokens=max_tokens_of(model.config, tokenizer),
         model=model,
         tokenizer=tokenizer,
     )
@@ -128,19 +129,24 @@ def encode_instructions(
         backbone = find_backbone(backbone)
     if not instructions:
         raise UnsupportedArgument("instructions: empty; give at least one text")
-    device = next(backbone.model.parameters()).device
     rows = []
-    with torch.no_grad():
-        for start in range(0, len(instructions), batch_size):
-            tokens, lengths = tokenise(backbone, instructions[start : start + batch_size])
-            tokens, lengths = tokens.to(device), lengths.to(device)
-            mask = torch.arange(tokens.shape[1], device=device) < lengths[:, None]  # [m, L]
-            hidden = backbone.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
-            if backbone.kind == "encoder":
-                rows.append((hidden * mask[..., None]).sum(1) / lengths[:, None])
-            else:
-                rows.append(hidden[torch.arange(len(hidden), device=device), lengths - 1])
-    return nn.functional.normalize(torch.cat(rows).float(), dim=-1)
+    for start in range(0, len(instructions), batch_size):
+        rows.append(pool(backbone, *tokenise(backbone, instructions[start : start + batch_size])))
+    return torch.cat(rows)
+
+
+@torch.no_grad()
+def pool(backbone: Backbone, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Return one latent of length 1 per text, float32 [m, Z], of token ids [m, L] and lengths [m] of `tokenise`."""
+    device = next(backbone.model.parameters()).device
+    tokens, lengths = tokens.to(device), lengths.to(device)
+    mask = torch.arange(tokens.shape[1], device=device) < lengths[:, None]  # [m, L]
+    hidden = backbone.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+    if backbone.kind == "encoder":
+        pooled = (hidden * mask[..., None]).sum(1) / lengths[:, None]
+    else:
+        pooled = hidden[torch.arange(len(hidden), device=device), lengths - 1]
+    return nn.functional.normalize(pooled.float(), dim=-1)
 
 
 def tokenise(backbone: Backbone, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -158,6 +164,11 @@ def tokenise(backbone: Backbone, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
                 f"instructions: {text[:40]!r}... has {len(row)} tokens, the backbone reads at most {limit} "
                 "with the state's; shorten it"
             )
+    return pad_right(ids)
+
+
+def pad_right(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Return rows of token ids as [m, L] int64, padded with 0 on the right, and their lengths [m] int64."""
     lengths = torch.tensor([len(row) for row in ids])
     tokens = torch.zeros(len(ids), int(lengths.max()), dtype=torch.int64)
     for i, row in enumerate(ids):
@@ -203,6 +214,13 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_tokenizer(tokenizer: Any) -> str:
+    """Return the SHA-256 of everything that decides which tokens a text has, in hex."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    about = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
+    return hashlib.sha256(about.encode()).hexdigest()
+
+
 def hash_tensors(tensors: dict[str, Tensor]) -> str:
     """Return the SHA-256 over names, dtypes, shapes and bytes of tensors, in hex."""
     digest = hashlib.sha256()
@@ -213,7 +231,8 @@ def hash_tensors(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _check_hash(what: str, found: str, expected: str) -> None:
+def check_hash(what: str, found: str, expected: str) -> None:
+    """Raise HashMismatch when the SHA-256 of `what` is not the expected one."""
     if found != expected:
         raise HashMismatch(
             f"backbone: {what} has SHA-256 {found}, expected {expected}; the weights were altered or are of "
@@ -221,7 +240,7 @@ def _check_hash(what: str, found: str, expected: str) -> None:
         )
 
 
-def _locate(name: str, revision: str, *, weights: bool) -> tuple[Path, Literal["local", "hub", "package"], str]:
+def locate(name: str, revision: str, *, weights: bool) -> tuple[Path, Literal["local", "hub", "package"], str]:
     """Return (folder, source, revision) of the first place that has the backbone."""
     local = Path(name).expanduser()
     if (local / "config.json").is_file():
@@ -283,14 +302,9 @@ def _from_package() -> tuple[Path, str] | None:
 
 def _load(folder: Path, random_init: bool, seed: int) -> tuple[Any, Any]:
     """Return (model in eval mode and without gradients, tokenizer) of a folder."""
-    import transformers
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-    log = transformers.utils.logging
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()  # weights of heads that AutoModel leaves out are reported as if it were a fault
-    log.disable_progress_bar()
-    try:
+    with quietly():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         config.use_cache = False  # one pass reads it all: a decoder's keys and values would be kept for nothing
         if random_init:
@@ -307,10 +321,6 @@ def _load(folder: Path, random_init: bool, seed: int) -> tuple[Any, Any]:
                 local_files_only=True,
             )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    finally:
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()
     if config.is_encoder_decoder:
         model = model.get_encoder()
     if "inputs_embeds" not in inspect.signature(model.forward).parameters:
@@ -324,14 +334,31 @@ def _load(folder: Path, random_init: bool, seed: int) -> tuple[Any, Any]:
     return model.eval().requires_grad_(False), tokenizer
 
 
-def _max_tokens(config: Any, tokenizer: Any) -> int | None:
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Let transformers load a model without bars, and without reports of heads that are left out as if at fault."""
+    import transformers
+
+    log = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+
+
+def max_tokens_of(config: Any, tokenizer: Any) -> int | None:
     """Return the longest sequence of a model with absolute or rotary positions; None where it names no limit."""
     positions = getattr(config, "max_position_embeddings", None)
     # of RoBERTa's 514 positions 512 are tokens', as its tokenizer knows; of relative positions no tokenizer decides
     return None if positions is None else min(int(positions), int(tokenizer.model_max_length))
 
 
-def _kind(config: Any) -> Literal["encoder", "decoder"]:
+def kind_of(config: Any) -> Literal["encoder", "decoder"]:
     """Tell a bidirectional encoder from a causal decoder by what transformers can build on it."""
     from transformers.models.auto import modeling_auto
 

@@ -62,7 +62,7 @@ def is_wanted(asked: bool | None, config: PriorConfig, backbone: Backbone) -> bo
 def check_supported(transformer: Any) -> None:
     """Raise UnsupportedArgument when a transformer keeps no keys and values, or lets no one choose positions."""
     taken = _parameters(transformer)
-    missing = [name for name in (_cache_name(transformer), "position_ids") if name not in taken]
+    missing = [name for name in (cache_name(transformer), "position_ids") if name not in taken]
     if missing:
         raise UnsupportedArgument(
             f"prefix_kv: {type(transformer).__name__} takes no {' and no '.join(missing)}; pass prefix_kv=False"
@@ -75,7 +75,7 @@ def _parameters(transformer: Any) -> Any:
     return inspect.signature(inner.forward).parameters
 
 
-def _cache_name(transformer: Any) -> str:
+def cache_name(transformer: Any) -> str:
     """Return what a transformer calls its keys and values: "cache" since transformers 5.24."""
     return "cache" if "cache" in _parameters(transformer) else "past_key_values"
 
@@ -98,7 +98,7 @@ def build(transformer: Any, tokens: Tensor, lengths: Tensor, rows: int) -> Prefi
     for part, part_lengths in zip(tokens.split(rows), lengths.split(rows), strict=True):
         kept = DynamicCache()
         mask = torch.arange(tokens.shape[1], device=tokens.device) < part_lengths[:, None]
-        transformer(inputs_embeds=embed(part), attention_mask=mask.long(), **{_cache_name(transformer): kept})
+        transformer(inputs_embeds=embed(part), attention_mask=mask.long(), **{cache_name(transformer): kept})
         parts.append(kept.layers)
     keys, values = (
         [_with_room([getattr(layer, name) for layer in layers]) for layers in zip(*parts, strict=True)]
@@ -126,7 +126,7 @@ def read_state(
 
     lengths = prefix.lengths[instruction_id]
     longest = prefix.keys[0].shape[2] - 1 if static else int(lengths.max())
-    layer, dtype = _layer_type(), prefix.keys[0].dtype
+    layer, dtype = layer_type(), prefix.keys[0].dtype
     layers = [
         layer(k[:, :, : longest + 1], v[:, :, : longest + 1], instruction_id)
         for k, v in zip(prefix.keys, prefix.values, strict=True)
@@ -141,7 +141,7 @@ def read_state(
         inputs_embeds=state_token[:, None].to(dtype),
         attention_mask=mask,
         position_ids=lengths[:, None],
-        **{_cache_name(transformer): Cache(layers=layers)},
+        **{cache_name(transformer): Cache(layers=layers)},
     ).last_hidden_state[:, 0]
 
 
@@ -166,28 +166,32 @@ def _check(transformer: Any, prefix: PrefixKV, tokens: Tensor) -> None:
 
 
 @cache
-def _layer_type() -> Any:
+def layer_type() -> Any:
+    """Return the class of one layer's kept keys and values, which transformers calls as its own."""
     from transformers.cache_utils import DynamicLayer
 
     class SharedPrefix(DynamicLayer):
-        """One layer's keys and values of all instructions, gathered for a batch and never grown."""
+        """One layer's keys and values of all instructions, gathered for a batch and never grown.
+
+        `room` tokens of the batch's own have their places at the end.
+        """
 
         keys: Tensor
         values: Tensor
 
-        def __init__(self, keys: Tensor, values: Tensor, instruction_id: Tensor) -> None:
+        def __init__(self, keys: Tensor, values: Tensor, instruction_id: Tensor, room: int = 1) -> None:
             super().__init__()
-            self.keys, self.values, self.instruction_id = keys, values, instruction_id
+            self.keys, self.values, self.instruction_id, self.room = keys, values, instruction_id, room
             self.is_initialized = True
 
         def get_seq_length(self, *_: Any) -> int:
-            """Return how many tokens came before the state's."""
-            return self.keys.shape[-2] - 1
+            """Return how many tokens came before the batch's own."""
+            return self.keys.shape[-2] - self.room
 
         def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-            """Return the keys and values [B, heads, L + 1, width] of a batch, its states' own at the end."""
+            """Return the keys and values [B, heads, L + room, width] of a batch, its own tokens' at the end."""
             keys, values = self.keys[self.instruction_id], self.values[self.instruction_id]
-            keys[:, :, -1:], values[:, :, -1:] = key_states, value_states
+            keys[:, :, -self.room :], values[:, :, -self.room :] = key_states, value_states
             return keys, values
 
     return SharedPrefix

@@ -81,3 +81,16 @@ def padding_mask(admissible: Sequence[Sequence[str]]) -> Tensor:
     """Return True where a row of the padded actions [B, A] is an admissible one."""
     lengths = torch.tensor([len(actions) for actions in admissible], dtype=torch.int64)
     return torch.arange(check_admissible(admissible)) < lengths[:, None]
+
+
+def check_texts(instruction: Sequence[str], observation: Sequence[str], admissible: Sequence[Sequence[str]]) -> int:
+    """Return A as `check_admissible`; UnsupportedArgument too for columns of unlike lengths, or a blank action."""
+    if not len(instruction) == len(observation) == len(admissible):
+        raise UnsupportedArgument(
+            f"instruction, observation, admissible: {len(instruction)}, {len(observation)} and {len(admissible)} rows; "
+            "give one of each per state"
+        )
+    for row, actions in enumerate(admissible):
+        if not all(map(str.strip, actions)):
+            raise UnsupportedArgument(f"admissible: row {row} has an action without a word; leave it out")
+    return check_admissible(admissible)

@@ -1,11 +1,14 @@
 """Tiny backbones, built here: BERT, Llama, Qwen2, GPT-2 and T5 with random weights and a word-level tokenizer."""
 
+import importlib.metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
+
+from lago_fast.priors.backbone import DEFAULT_BACKBONE, PACKAGE
 
 WORDS = ["open", "close", "push", "pull", "the", "drawer", "window", "door", "button", "slowly"]
 Z = 16  # hidden size of both
@@ -36,6 +39,16 @@ def write_backbone(folder: Path, config: Any, seed: int = 0) -> Path:
     return folder
 
 
+def write_causal_lm(folder: Path, config: Any, seed: int = 0) -> str:
+    """Write a randomly initialised model with its head, and the tokenizer of one token per word."""
+    from transformers import AutoModelForCausalLM
+
+    write_backbone(folder, config)
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
 def _byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Return vocabulary and merges that make one token of every word, behind a space or not."""
     merges: dict[tuple[str, str], None] = {}
@@ -43,6 +56,16 @@ def _byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
         merges |= {(word[:i], word[i]): None for i in range(1, len(word))} | {("Ġ", word): None}
     pieces = ["<|endoftext|>", *"Ġabcdefghijklmnopqrstuvwxyz", *("".join(pair) for pair in merges)]
     return {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}, list(merges)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """Return the name of the pretrained encoder; skip where its package is not installed."""
+    try:
+        importlib.metadata.distribution(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"the PyPI package {PACKAGE} is not installed")
+    return DEFAULT_BACKBONE
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +125,23 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
     root = tmp_path_factory.mktemp("families")
     return {name: str(write_backbone(root / name, config)) for name, config in configs.items()}
+
+
+@pytest.fixture(scope="session")
+def lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return the folders of two-layer causal language models that read 64 tokens, by family."""
+    from transformers import GPT2Config, LlamaConfig, Qwen2Config
+
+    shared: dict[str, Any] = {"max_position_embeddings": 64, "initializer_range": 0.3}
+    wide: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    wide |= {"intermediate_size": 64, "num_key_value_heads": 1}
+    configs = {
+        "llama": LlamaConfig(vocab_size=11, **shared, **wide),
+        "qwen2": Qwen2Config(vocab_size=256, **shared, **wide),
+        "gpt2": GPT2Config(vocab_size=11, n_positions=64, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3),
+    }
+    root = tmp_path_factory.mktemp("lms")
+    return {name: write_causal_lm(root / name, config) for name, config in configs.items()}
 
 
 @pytest.fixture(scope="session")

@@ -120,7 +120,7 @@ def test_altered_weights_are_refused(encoder, tmp_path):
 
 
 def test_the_default_backbone_has_a_known_hash(encoder, monkeypatch):
-    monkeypatch.setattr(backbones, "_locate", lambda *_, **__: (Path(encoder), "package", "1"))
+    monkeypatch.setattr(backbones, "locate", lambda *_, **__: (Path(encoder), "package", "1"))
     with pytest.raises(HashMismatch, match=DEFAULT_SHA256):
         find_backbone(DEFAULT_BACKBONE)
 

@@ -161,7 +161,7 @@ def test_both_names_of_the_keys_and_values_are_known():
             return cache, position_ids
 
     for model, name in ((Before(), "past_key_values"), (After(), "cache")):
-        assert prefixes._cache_name(model) == name
+        assert prefixes.cache_name(model) == name
         prefixes.check_supported(model)
 
 
