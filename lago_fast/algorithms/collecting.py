@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from lago_fast.algorithms.guarding import GuardedPPO
-from lago_fast.algorithms.heads import PolicysOwnHead
+from lago_fast.algorithms.heads import CategoricalHead, PolicysOwnHead, TextHead
 from lago_fast.algorithms.kl_coefficient import KLCoefficient
 from lago_fast.algorithms.lanes import LaneStep, bounded_actions, episode_info
 from lago_fast.algorithms.micro_batches import Halving
@@ -24,6 +24,7 @@ from lago_fast.algorithms.prior_query import query_prior
 from lago_fast.algorithms.stage_clock import StageClock
 from lago_fast.algorithms.stepping import steps, torch_threads_beside
 from lago_fast.algorithms.workers import name_env
+from lago_fast.buffers import Observations, map_observations
 from lago_fast.errors import NonFiniteError, UnsupportedArgument
 from lago_fast.priors.base import ActionPrior
 
@@ -137,6 +138,8 @@ class CollectingPPO(GuardedPPO):
         """Check the collected rows, ask the prior about them, and compute their advantages."""
         buffer = self._buffer
         clock = self.stage_clock
+        if isinstance(self._head, TextHead):
+            self._head.fit_inputs(buffer.observations)
         buffer.bootstrap(self._values(self._last_obs), terminal_values)
         clock.lap("policy")
         check_rollout({**observation_columns(buffer), "reward": buffer.rewards}, "mend the env")
@@ -192,13 +195,16 @@ class CollectingPPO(GuardedPPO):
             kl = self._prior_kl(
                 tuple(o.flatten(0, 1) for o in buffer.policy_outputs),
                 tuple(o.flatten(0, 1) for o in buffer.prior_outputs),
+                map_observations(lambda column: column.flatten(0, 1), buffer.observations),
             )
             buffer.rewards -= self._kl_coefficient.value(self._current_progress_remaining) * kl.reshape_as(
                 buffer.rewards
             )
 
-    def _prior_kl(self, outputs: tuple[Tensor, ...], prior: tuple[Tensor, ...]) -> Tensor:
-        assert not isinstance(self._head, PolicysOwnHead)
-        return self._head.prior_kl(
-            outputs, prior, kl_direction=self.kl_direction, prior_temperature=self.prior_temperature
-        )
+    def _prior_kl(self, outputs: tuple[Tensor, ...], prior: tuple[Tensor, ...], observations: Observations) -> Tensor:
+        head = self._head
+        assert not isinstance(head, PolicysOwnHead)
+        options: dict[str, Any] = {"kl_direction": self.kl_direction, "prior_temperature": self.prior_temperature}
+        if isinstance(head, CategoricalHead):
+            options["action_mask"] = head.action_mask(observations)
+        return head.prior_kl(outputs, prior, **options)

@@ -31,6 +31,7 @@ from lago_fast.algorithms.micro_batches import Halving, MicroBatches
 from lago_fast.algorithms.numbers import Numbers, check_parameters
 from lago_fast.algorithms.prior_match import check_prior, match_env
 from lago_fast.algorithms.stage_clock import StageClock
+from lago_fast.algorithms.text_policy import attach_encoder
 from lago_fast.algorithms.update_log import record_update
 from lago_fast.algorithms.workers import STEP_TIMEOUT_S, watch
 from lago_fast.buffers import RolloutBuffer
@@ -194,6 +195,7 @@ class FastKLPPO(CollectingPPO):
         users, self.policy_kwargs = self.policy_kwargs, {**self.policy_kwargs, **own}
         super()._setup_model()
         self.policy_kwargs = users
+        attach_encoder(self.policy, self.env)
         self._kl_coefficient = KLCoefficient(self.kl_coef, self.target_prior_kl, self.auto_kl_coef)
         self._head = make_head(self.policy, self._impl_of("mlp"))
         self._numbers, self._dropped, self._gradient_steps = Numbers(self.on_nan), False, 0
@@ -240,6 +242,7 @@ class FastKLPPO(CollectingPPO):
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Take another env of the same spaces, as in Stable-Baselines3; the prior's instructions are matched anew."""
         super().set_env(env, force_reset)
+        attach_encoder(self.policy, self.env)
         if self.env is not None:
             watch(self.env, self.step_timeout_s)
         if self.prior is not None and self.env is not None:
@@ -374,7 +377,9 @@ class FastKLPPO(CollectingPPO):
             for batch in self._buffer.get(self.batch_size, reuse=True, impl=self.impls["take_rows"]):
                 said, values = self._micro_batches.evaluate(self._head, batch)
                 outputs = tuple(output.requires_grad_() for output in said)
-                kl = (self._prior_kl(outputs, batch.prior) * batch.weight).sum() / batch.weight.sum().clamp(min=1)
+                kl = (
+                    self._prior_kl(outputs, batch.prior, batch.observations) * batch.weight
+                ).sum() / batch.weight.sum().clamp(min=1)
                 grads = (*torch.autograd.grad(kl, outputs), torch.zeros_like(values))
                 self._micro_batches.backward(self._head, batch, grads)
                 self._optimize(parameters)
