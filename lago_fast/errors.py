@@ -17,6 +17,10 @@ class PriorMismatch(LagoError, ValueError):
     """A prior fitted for another observation space, action space or set of instructions."""
 
 
+class EncoderMismatch(LagoError, ValueError):
+    """A text encoder other than the one whose vectors a model was trained on."""
+
+
 class TrainablePrior(LagoError, ValueError):
     """A prior with a parameter that requires a gradient: stage 2 needs it frozen."""
 
