@@ -50,6 +50,8 @@ RULES = {
     "lago_fast/envs/clevr_drawing.py": Rule(may=ENVS, inside_functions=("PIL", "imageio", "imageio_ffmpeg")),
     "lago_fast/priors": Rule(may=PRIORS, inside_functions=LANGUAGE_MODELS),
     "lago_fast/priors/cache_store.py": Rule(may=PRIORS, inside_functions=("lmdb",)),
+    # a model trained here has a tokenizer made here
+    "lago_fast/priors/small_lm.py": Rule(may=PRIORS, inside_functions=(*LANGUAGE_MODELS, "tokenizers")),
     "lago_fast/priors/base.py": Rule(may=("torch", "lago_fast.ops")),
     "lago_fast/priors/text_base.py": Rule(may=("torch",)),
     "lago_fast/algorithms": Rule(

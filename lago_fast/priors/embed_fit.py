@@ -36,6 +36,7 @@ def fit_embed_prior(
     weight_decay: float = 0.05,
     val_fraction: float = 0.2,
     patience: int = 20,
+    uniform_share: float = 0.05,
     seed: int = 0,
 ) -> EmbedPrior:
     """Return a frozen prior fitted to walkthroughs, with what was used and measured in `.metrics`.
@@ -52,6 +53,7 @@ def fit_embed_prior(
         val_fraction: share of the walkthroughs that is held out, at least one of several; 0, or a single
             walkthrough: none, no early stopping, and the head keeps the zero-shot temperature.
         patience: epochs without a better held-out likelihood before the fit stops.
+        uniform_share: see `EmbedPrior`; the likelihoods in `.metrics` are those without it.
         seed: of split, order and weights.
 
     Raises:
@@ -66,14 +68,14 @@ def fit_embed_prior(
         )
     choice, episode = numbers_of(walkthroughs)
     count = int(episode.max()) + 1
-    zero_shot = EmbedPrior(embedder)
+    zero_shot = EmbedPrior(embedder, uniform_share=uniform_share)  # which refuses a share that is none
     *vectors, mask = zero_shot.vectors(walkthroughs.instruction, walkthroughs.observation, walkthroughs.admissible)
     rows: Rows = (vectors[0], vectors[1], vectors[2], mask, torch.from_numpy(choice))
     metrics: dict[str, Any] = {"fitted": fit, "walkthroughs": count, "steps": len(choice), "seed": seed}
     if fit == "temperature":
         temperature = _likeliest(None, rows, TEMPERATURES)
         metrics |= _measured("", None, temperature, rows)
-        return _made(embedder, None, temperature, metrics)
+        return _made(embedder, None, temperature, uniform_share, metrics)
 
     generator = torch.Generator().manual_seed(seed)
     held = _held_out(count, val_fraction, generator)
@@ -90,11 +92,13 @@ def fit_embed_prior(
     metrics |= _measured("train_", head, temperature, train)
     if len(held):
         metrics |= _measured("val_", head, temperature, val)
-    return _made(embedder, head, temperature, metrics)
+    return _made(embedder, head, temperature, uniform_share, metrics)
 
 
-def _made(embedder: TextEmbedder, head: Head | None, temperature: float, metrics: dict[str, Any]) -> EmbedPrior:
-    prior = EmbedPrior(embedder, temperature=temperature, head=head)
+def _made(
+    embedder: TextEmbedder, head: Head | None, temperature: float, uniform_share: float, metrics: dict[str, Any]
+) -> EmbedPrior:
+    prior = EmbedPrior(embedder, temperature=temperature, head=head, uniform_share=uniform_share)
     prior.metrics = metrics
     return prior
 

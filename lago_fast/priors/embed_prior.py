@@ -73,20 +73,29 @@ class EmbedPrior:
         embedder: texts as vectors; trainers may share it.
         temperature: above 0.
         head: None: zero-shot.
+        uniform_share: in [0, 1): this share of every answer is spread evenly, so that no admissible action is excluded
+            by a head that is sure of itself where it was never fitted.
 
     Attributes:
         metrics: what was fitted to how many walkthroughs and steps, and how well; empty of a zero-shot prior.
 
-    Raises UnsupportedArgument for another temperature.
+    Raises UnsupportedArgument for another temperature or share.
     """
 
     def __init__(
-        self, embedder: TextEmbedder, *, temperature: float = ZERO_SHOT_TEMPERATURE, head: Head | None = None
+        self,
+        embedder: TextEmbedder,
+        *,
+        temperature: float = ZERO_SHOT_TEMPERATURE,
+        head: Head | None = None,
+        uniform_share: float = 0.0,
     ) -> None:
         check_temperature(temperature)
+        if not 0 <= uniform_share < 1:
+            raise UnsupportedArgument(f"uniform_share: {uniform_share}; give 0 or more, and less than 1")
         if head is not None and head.middle.shape[1] != embedder.width:
             raise PriorMismatch(f"head: for vectors of {head.middle.shape[1]}, the embedder's have {embedder.width}")
-        self.embedder, self.temperature = embedder, temperature
+        self.embedder, self.temperature, self.uniform_share = embedder, temperature, uniform_share
         self.head = None if head is None else head.eval().requires_grad_(False)
         self.metrics: dict[str, Any] = {"fitted": "nothing", "walkthroughs": 0, "steps": 0}
         self._log = dict.fromkeys(("lm_queries", "texts_read"), 0)
@@ -94,9 +103,9 @@ class EmbedPrior:
     @property
     def digest(self) -> str:
         """Return the SHA-256 over encoder, temperature and head."""
-        about = {"class": "EmbedPrior", "embedder": self.embedder.digest, "temperature": self.temperature}
+        about = {"embedder": self.embedder.digest, "temperature": self.temperature, "uniform": self.uniform_share}
         tensors = {} if self.head is None else dict(self.head.state_dict())
-        return hashlib.sha256(json.dumps([about, backbones.hash_tensors(tensors)]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(["EmbedPrior", about, backbones.hash_tensors(tensors)]).encode()).hexdigest()
 
     @torch.no_grad()
     def query(
@@ -111,7 +120,11 @@ class EmbedPrior:
         self._log["lm_queries"] += len(admissible)
         self._log["texts_read"] += len(self.embedder.texts) - before
         scores = scores_of(self.head, *vectors) / self.temperature
-        return scores.masked_fill(~mask, -torch.inf).log_softmax(dim=1)
+        answer = scores.masked_fill(~mask, -torch.inf).log_softmax(dim=1)
+        if self.uniform_share:
+            even = mask / mask.sum(dim=1, keepdim=True)
+            answer = ((1 - self.uniform_share) * answer.exp() + self.uniform_share * even).log()
+        return answer
 
     def vectors(
         self, instruction: Sequence[str], observation: Sequence[str], admissible: Sequence[Sequence[str]]
@@ -151,6 +164,7 @@ class EmbedPrior:
             "backbone": self.embedder.backbone.reference(),
             "long_texts": self.embedder.long_texts,
             "temperature": self.temperature,
+            "uniform_share": self.uniform_share,
             "hidden": None if self.head is None else self.head.action.out_features,
         }
         return folders.write_folder(folder, about, self.metrics, fill, overwrite=overwrite)
@@ -174,7 +188,7 @@ class EmbedPrior:
                 raise UnsupportedArgument(f"hidden: {saved['hidden']} in {folder}; it must lie in 1..{MAX_WIDTH:,}")
             head = Head(embedder.width, saved["hidden"])
             head.load_state_dict(folders.read_tensors(folder / "head.safetensors"))
-        prior = cls(embedder, temperature=saved["temperature"], head=head)
+        prior = cls(embedder, temperature=saved["temperature"], head=head, uniform_share=saved["uniform_share"])
         prior.metrics = metrics
         if prior.digest != saved["digest"]:
             raise HashMismatch(

@@ -110,6 +110,7 @@ class GeneratePrior:
             NonFiniteError: the model answers with NaN.
         """
         answer = torch.full((len(admissible), check_texts(instruction, observation, admissible)), -torch.inf)
+        nameless = []
         for row, completions in enumerate(self.complete(instruction, observation, admissible)):
             named = [named_action(text, admissible[row], self.rule) for text in completions]
             counts = torch.zeros(len(admissible[row]))
@@ -118,9 +119,18 @@ class GeneratePrior:
                     counts[action] += 1
             self._log["unmatched"] += named.count(None)
             if not bool(counts.any()):
-                self._fall_back(completions, admissible[row])
+                nameless.append(completions[0])
                 counts += 1
             answer[row, : len(counts)] = (counts / counts.sum()).log()
+        self._log["fallbacks"] += len(nameless)
+        if nameless:
+            logger.warning(
+                "no completion names an admissible action in %d of %d states, whose actions get equal shares; the "
+                "first such completion is %r",
+                len(nameless),
+                len(answer),
+                nameless[0],
+            )
         return answer
 
     def complete(
@@ -136,15 +146,6 @@ class GeneratePrior:
         self._log["completions"] += self.k * len(found)
         self._log["shortened_prompts"] += self._reader.dropped - before
         return found
-
-    def _fall_back(self, completions: list[str], actions: Sequence[str]) -> None:
-        self._log["fallbacks"] += 1
-        logger.warning(
-            "no completion names an admissible action, all %d get equal shares; the first is %r, the first action %r",
-            len(actions),
-            completions[0],
-            actions[0],
-        )
 
     def telemetry(self) -> dict[str, float]:
         """Return counts since the last call: states that were put to the model, completions, those that named no

@@ -65,7 +65,8 @@ def check_supported(transformer: Any) -> None:
     missing = [name for name in (cache_name(transformer), "position_ids") if name not in taken]
     if missing:
         raise UnsupportedArgument(
-            f"prefix_kv: {type(transformer).__name__} takes no {' and no '.join(missing)}; pass prefix_kv=False"
+            f"prefix_kv: {type(transformer).__name__} takes no {' and no '.join(missing)}; pass prefix_kv=False, or "
+            "choose another model where nothing else can be asked for"
         )
 
 

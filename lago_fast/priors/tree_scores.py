@@ -55,7 +55,7 @@ def tree_of(continuations: Sequence[Sequence[int]]) -> Tree:
 def read_alone(lm: CausalLM, prompt: Sequence[int], continuation: Sequence[int]) -> Tensor:
     """Return the log-probability of each token of one continuation, [n] float32, all tokens read: the definition."""
     tokens = torch.tensor([[*prompt, *continuation]], device=lm.model.device)
-    logits = lm.model(input_ids=tokens).logits[0, len(prompt) - 1 : -1].float()
+    logits = lm.model(input_ids=tokens, logits_to_keep=len(continuation) + 1).logits[0, :-1].float()
     return logits.log_softmax(dim=-1).gather(1, tokens[0, len(prompt) :, None]).flatten().cpu()
 
 

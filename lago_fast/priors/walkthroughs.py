@@ -1,15 +1,17 @@
 """Steps of whole episodes that show how a text game is played: what priors over text actions are fitted to.
 
-Test: pytest tests/priors/test_embed_prior.py
+Test: pytest tests/priors/test_embed_prior.py tests/priors/test_small_lm.py
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lago_fast.errors import DemonstrationError
+from lago_fast.errors import DemonstrationError, UnsupportedArgument
 from lago_fast.priors.text_base import check_texts
 
 
@@ -50,6 +52,33 @@ class Steps(NamedTuple):
     admissible: Sequence[Sequence[str]]
     choice: ArrayLike
     episode_id: ArrayLike
+
+
+def read_steps(path: str | Path) -> Steps:
+    """Read one step per line of JSON: instruction, observation, admissible, choice, episode_id.
+
+    Raises DemonstrationError for a file that cannot be read so.
+    """
+    try:
+        lines = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+        return Steps(*([line[name] for line in lines] for name in Steps._fields))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DemonstrationError(
+            f"walkthroughs: {path} cannot be read ({error!r}); give a file with a JSON object per step, of "
+            f"{', '.join(Steps._fields)}"
+        ) from error
+
+
+def first_episodes(walkthroughs: Walkthroughs, count: int) -> Steps:
+    """Return the steps of the episodes with the `count` smallest ids, at least 1; raises as `numbers_of` does."""
+    if count < 1:
+        raise UnsupportedArgument(f"count: {count}; give at least 1 episode")
+    choice, episode = numbers_of(walkthroughs)
+    rows = np.flatnonzero(episode < count).tolist()
+    instruction, observation = (
+        [column[i] for i in rows] for column in (walkthroughs.instruction, walkthroughs.observation)
+    )
+    return Steps(instruction, observation, [walkthroughs.admissible[i] for i in rows], choice[rows], episode[rows])
 
 
 def numbers_of(walkthroughs: Walkthroughs) -> tuple[np.ndarray, np.ndarray]:

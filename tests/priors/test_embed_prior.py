@@ -91,6 +91,15 @@ def test_counts(embedder):
     assert prior.telemetry() == {"prior/lm_queries": 0, "prior/texts_read": 0}
 
 
+def test_a_share_of_the_answer_is_spread_evenly(embedder):
+    sure = EmbedPrior(embedder, temperature=1e-3).query(*STATES).exp()
+    spread = EmbedPrior(embedder, temperature=1e-3, uniform_share=0.3).query(*STATES)
+    torch.testing.assert_close(spread[0].exp(), 0.7 * sure[0] + 0.1)
+    assert torch.equal(spread[1], torch.tensor([0.0, -torch.inf, -torch.inf]))
+    with pytest.raises(UnsupportedArgument, match="uniform_share: 1"):
+        EmbedPrior(embedder, uniform_share=1)
+
+
 def test_a_head_that_knows_nothing_is_the_zero_shot_prior(embedder):
     head = Head(embedder.width, 8)
     torch.testing.assert_close(EmbedPrior(embedder, head=head).query(*STATES), EmbedPrior(embedder).query(*STATES))
@@ -99,7 +108,7 @@ def test_a_head_that_knows_nothing_is_the_zero_shot_prior(embedder):
 
 
 def test_fitted_is_better_than_zero_shot_on_walkthroughs_it_has_not_seen(shared):
-    prior = fit_embed_prior(shared, house())
+    prior = fit_embed_prior(shared, house(), uniform_share=0)
     assert prior.metrics["walkthroughs"] == 6
     assert prior.metrics["steps"] == 72
     assert prior.metrics["held_out_walkthroughs"] == 1
@@ -114,7 +123,7 @@ def test_fitted_is_better_than_zero_shot_on_walkthroughs_it_has_not_seen(shared)
 
     assert likelihood(prior) > -0.3 > likelihood(EmbedPrior(shared))
     assert not any(p.requires_grad for p in prior.parameters())
-    assert fit_embed_prior(shared, house()).digest == prior.digest, "reproducible"
+    assert fit_embed_prior(shared, house(), uniform_share=0).digest == prior.digest, "reproducible"
     assert prior.digest != EmbedPrior(shared).digest
 
 
@@ -137,7 +146,7 @@ def test_what_generalises_to_nothing_leaves_the_prior_as_it_was(shared):
 
 def test_the_temperature_is_calibrated_by_likelihood(shared):
     walks = house(3)
-    prior = fit_embed_prior(shared, walks, fit="temperature")
+    prior = fit_embed_prior(shared, walks, fit="temperature", uniform_share=0)
     assert prior.metrics["fitted"] == "temperature"
     assert prior.metrics["steps"] == 36
     assert prior.head is None
@@ -176,7 +185,9 @@ def test_a_temperature_that_is_none_is_refused(embedder, temperature):
         EmbedPrior(embedder, temperature=temperature)
 
 
-@pytest.mark.parametrize("options", [{"fit": "all"}, {"epochs": 0}, {"val_fraction": 1.0}, {"lr": 0.0}])
+@pytest.mark.parametrize(
+    "options", [{"fit": "all"}, {"epochs": 0}, {"val_fraction": 1.0}, {"lr": 0.0}, {"uniform_share": -0.1}]
+)
 def test_what_cannot_be_honoured_is_refused(shared, options):
     with pytest.raises(UnsupportedArgument, match=next(iter(options))):
         fit_embed_prior(shared, house(2), **options)

@@ -127,7 +127,7 @@ def test_what_names_nothing_is_left_out_counted_and_logged(loaded, caplog):
     torch.testing.assert_close(found.exp(), torch.full((1, 2), 0.5))
     log = prior.telemetry()
     assert (log["prior/unmatched"], log["prior/fallbacks"]) == (30, 1)
-    assert "all 2 get equal shares" in caplog.text
+    assert "in 1 of 1 states, whose actions get equal shares" in caplog.text
 
 
 @pytest.mark.parametrize(
