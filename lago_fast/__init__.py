@@ -11,13 +11,17 @@ if TYPE_CHECKING:
     from lago_fast.algorithms.fast_kl_ppo import FastKLPPO
     from lago_fast.algorithms.stopping import StopOnSignals
     from lago_fast.demos import load_demos, record_demos
+    from lago_fast.envs.alfworld import make_alfworld
     from lago_fast.envs.clevr_robot import make_clevr_robot
     from lago_fast.envs.frozen_lake import make_frozen_lake
     from lago_fast.envs.metaworld import make_metaworld
     from lago_fast.envs.overcooked import make_overcooked
+    from lago_fast.envs.text_recording import make_text_expert, record_text_episodes
+    from lago_fast.envs.textworld import make_textworld
     from lago_fast.priors.amortised import AmortisedPrior
     from lago_fast.priors.finetune import fit_prior
     from lago_fast.priors.latent_action import LatentActionPrior
+    from lago_fast.text_demos import load_text_demos, save_text_demos
 
 __version__ = "0.1.0"
 
@@ -30,11 +34,17 @@ __all__ = [
     "__version__",
     "fit_prior",
     "load_demos",
+    "load_text_demos",
+    "make_alfworld",
     "make_clevr_robot",
     "make_frozen_lake",
     "make_metaworld",
     "make_overcooked",
+    "make_text_expert",
+    "make_textworld",
     "record_demos",
+    "record_text_episodes",
+    "save_text_demos",
 ]
 
 _HOME = {
@@ -45,11 +55,17 @@ _HOME = {
     "StopOnSignals": "lago_fast.algorithms.stopping",
     "fit_prior": "lago_fast.priors.finetune",
     "load_demos": "lago_fast.demos",
+    "load_text_demos": "lago_fast.text_demos",
+    "make_alfworld": "lago_fast.envs.alfworld",
     "make_clevr_robot": "lago_fast.envs.clevr_robot",
     "make_frozen_lake": "lago_fast.envs.frozen_lake",
     "make_metaworld": "lago_fast.envs.metaworld",
     "make_overcooked": "lago_fast.envs.overcooked",
+    "make_text_expert": "lago_fast.envs.text_recording",
+    "make_textworld": "lago_fast.envs.textworld",
     "record_demos": "lago_fast.demos",
+    "record_text_episodes": "lago_fast.envs.text_recording",
+    "save_text_demos": "lago_fast.text_demos",
 }
 
 
