@@ -17,6 +17,7 @@ from lago_fast.envs.frozen_lake import make_frozen_lake
 from lago_fast.envs.overcooked import make_overcooked
 from lago_fast.envs.text_env import TextState, TextVecEnv
 from lago_fast.envs.text_games import TextGames
+from lago_fast.envs.text_recording import make_text_expert, record_text_episodes
 from lago_fast.envs.text_transitions import TextTransitions, take_episodes
 from lago_fast.envs.textworld import make_textworld
 from lago_fast.envs.textworld_games import generate
@@ -184,39 +185,8 @@ def walkthroughs(name: str, seed: int, count: int, folder: Path) -> TextTransiti
 
 
 def record(env: TextGames, episodes: int, noise: float, seed: int) -> TextTransitions:
-    """Return episodes of the expert that takes a random action with probability `noise`, the same number per row.
-
-    What follows a row is what the env showed next; episodes are numbered in the order in which they ended.
-    """
-    rng, n = np.random.default_rng(seed), env.num_envs
-    state, open_rows = env.reset(seed), [[] for _ in range(n)]
-    done: list[tuple[list[tuple], bool]] = []
-    quota = np.full(n, -(-episodes // n))
-    success = np.zeros(n, bool)
-    while (quota > 0).any():
-        choice = env.expert()
-        for row in range(n):
-            if state.admissible[row] and rng.random() < noise:
-                choice[row] = rng.integers(len(state.admissible[row]))
-        step = env.step(choice)
-        success |= step.success & step.valid
-        for row in np.flatnonzero(step.valid).tolist():
-            open_rows[row].append((
-                state.instruction[row], state.observation[row], state.admissible[row], int(choice[row]),
-                float(step.reward[row]), step.state.observation[row], step.state.admissible[row],
-                bool(step.terminated[row]), bool(step.truncated[row]),
-            ))  # fmt: skip
-            if step.terminated[row] or step.truncated[row]:
-                if quota[row] > 0:
-                    done.append((open_rows[row], bool(success[row])))
-                quota[row] -= 1
-                open_rows[row], success[row] = [], False
-        state = step.state
-    rows = [(*row, number) for number, (steps, _) in enumerate(done) for row in steps]
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    kinds = (None, None, None, np.int64, np.float32, None, None, bool, bool, np.int64)
-    arrays = [c if kind is None else np.array(c, kind) for c, kind in zip(columns, kinds, strict=True)]
-    return TextTransitions(*arrays, success=np.array([s for _, s in done]))
+    """Return episodes of the expert that takes a random action with probability `noise`."""
+    return record_text_episodes(env, make_text_expert(env, noise, seed), episodes, seed)
 
 
 def no_values(state: TextState) -> Tensor:
