@@ -6,7 +6,7 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
-PACKAGE := -e '.[envs,llm,bench,dev]'
+PACKAGE := -e '.[envs,llm,text,alfworld,bench,dev]'
 TORCH_VERSION := 2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 

@@ -93,8 +93,8 @@ def record_demos(
     if stop_after_success is not None:
         _at_least(0, stop_after_success=stop_after_success)
     path = Path(os.path.abspath(path))
-    _check_free(path, overwrite)
-    minari = _import_minari()
+    check_free(path, overwrite)
+    minari = import_minari()
     settings = {
         "action_noise": action_noise,
         "success_only": success_only,
@@ -122,8 +122,8 @@ def record_demos(
                 storage = _new_storage(minari, folder / "data", suite)
             _append(minari, storage, task, episodes)
         assert storage is not None  # check_tasks refuses an empty list
-        storage.update_metadata(_metadata(path, suite, tasks, {**settings, "sha256": _sha256(folder)}))
-        _install(folder, path, Path(scratch) / "replaced")
+        storage.update_metadata(_metadata(path, suite, tasks, {**settings, "sha256": sha256_of(folder)}))
+        install(folder, path, Path(scratch) / "replaced")
     return path
 
 
@@ -161,9 +161,9 @@ def load_demos(path: str | os.PathLike[str]) -> Demonstrations:
     remedy = f"record it again (`lago demos`, --overwrite) or give another path; path={str(path)!r}"
     if not (path / "data").is_dir():
         raise DemonstrationError(f"no dataset at the path given: {remedy}")
-    minari = _import_minari()
+    minari = import_minari()
     try:
-        _check_file(path)
+        check_file(path)
         storage = minari.dataset.minari_storage.MinariStorage.read(path / "data")
         num_actions, low, high = _bounds(storage.action_space)
         shapes = (storage.observation_space.shape, storage.action_space.shape)
@@ -249,7 +249,7 @@ def expert_table(
 def versions() -> dict[str, str]:
     """Versions of everything that decides what an episode looks like; absent packages are left out."""
     found = {}
-    for package in ("lago_fast", "envpool", "metaworld", "mujoco", "minari", "numpy"):
+    for package in ("lago_fast", "envpool", "metaworld", "mujoco", "textworld", "alfworld", "minari", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -269,7 +269,8 @@ def _check_noise(suite: Suite, action_noise: float) -> None:
         raise UnsupportedArgument(f"action_noise={action_noise}: {suite.title}'s actions are discrete; leave it 0")
 
 
-def _check_free(path: Path, overwrite: bool) -> None:
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raise RunExists unless a dataset may be written to `path`."""
     if not path.exists():
         return
     if not overwrite:
@@ -278,7 +279,7 @@ def _check_free(path: Path, overwrite: bool) -> None:
         raise RunExists(f"path={str(path)!r} is no dataset and will not be replaced: give another path")
 
 
-def _install(folder: Path, path: Path, replaced: Path) -> None:
+def install(folder: Path, path: Path, replaced: Path) -> None:
     """Move a complete dataset to its place; the old one comes back should that fail."""
     if path.exists():
         path.rename(replaced)
@@ -347,18 +348,19 @@ def _append(minari: ModuleType, storage: Any, task: str, episodes: list[Episode]
     storage.update_episode_metadata(labels, range(first, first + len(episodes)))
 
 
-def _sha256(dataset: Path) -> str:
+def sha256_of(dataset: Path) -> str:
+    """Hash a dataset's data."""
     with (dataset / "data" / "main_data.hdf5").open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_file(dataset: Path) -> None:
+def check_file(dataset: Path) -> None:
     """Raise ValueError when a dataset is not the one that was recorded, or unpacks to what its file cannot hold."""
     import h5py
 
     metadata = json.loads((dataset / "data" / "metadata.json").read_text())
     recorded = metadata.get("lago", {}).get("sha256")  # other programs' datasets have none
-    if recorded is not None and recorded != _sha256(dataset):
+    if recorded is not None and recorded != sha256_of(dataset):
         raise ValueError("its data are not those that were recorded: another SHA-256")
     path, unpacked = dataset / "data" / "main_data.hdf5", 0
 
@@ -372,11 +374,16 @@ def _check_file(dataset: Path) -> None:
         raise ValueError(f"its data unpack to {unpacked:,} bytes, which a file of its size does not honestly hold")
 
 
+def dataset_id(path: Path) -> str:
+    """Name a dataset as Minari wants it."""
+    name = re.sub(r"[^-\w]", "-", path.name)
+    return name if re.fullmatch(r".+-v\d+", name) else f"{name}-v0"
+
+
 def _metadata(path: Path, suite: Suite, tasks: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     """Minari's own fields, and under `lago` all that is needed to record the same dataset again."""
-    name = re.sub(r"[^-\w]", "-", path.name)
     return {
-        "dataset_id": name if re.fullmatch(r".+-v\d+", name) else f"{name}-v0",
+        "dataset_id": dataset_id(path),
         "minari_version": version("minari"),
         "algorithm_name": suite.expert_name,
         "description": suite.expert_description,
@@ -412,7 +419,8 @@ def _index(names: list[str]) -> tuple[list[str], np.ndarray]:
     return distinct, np.array([distinct.index(name) for name in names], np.int64)
 
 
-def _import_minari() -> ModuleType:
+def import_minari() -> ModuleType:
+    """Return Minari; MissingExtra says how to get it."""
     try:
         import h5py  # noqa: F401  Minari's HDF5 format needs it, and says so only when it writes
         import minari

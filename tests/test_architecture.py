@@ -47,6 +47,9 @@ RULES = {
     "lago_fast/envs/sb3_adapter.py": Rule(may=(*ENVS, "stable_baselines3")),
     "lago_fast/envs/experts.py": Rule(may=ENVS, inside_functions=("metaworld",)),
     "lago_fast/envs/official.py": Rule(may=ENVS, inside_functions=("metaworld",)),
+    # their packages are played through, and needed by nobody else
+    "lago_fast/envs/textworld_games.py": Rule(may=ENVS, inside_functions=("textworld",)),
+    "lago_fast/envs/alfworld.py": Rule(may=ENVS, inside_functions=("alfworld", "textworld")),
     "lago_fast/envs/clevr_drawing.py": Rule(may=ENVS, inside_functions=("PIL", "imageio", "imageio_ffmpeg")),
     "lago_fast/priors": Rule(may=PRIORS, inside_functions=LANGUAGE_MODELS),
     "lago_fast/priors/cache_store.py": Rule(may=PRIORS, inside_functions=("lmdb",)),
@@ -68,6 +71,9 @@ RULES = {
         )
     ),
     "lago_fast/demos.py": Rule(may=("numpy", "lago_fast.envs"), inside_functions=("minari", "h5py", "gymnasium")),
+    "lago_fast/text_demos.py": Rule(
+        may=("numpy", "lago_fast.envs", "lago_fast.demos"), inside_functions=("minari", "gymnasium")
+    ),
     "lago_fast/presets.py": Rule(),
     "lago_fast/runs.py": Rule(may=("numpy",), inside_functions=("torch",)),
     "lago_fast/plots.py": Rule(may=("numpy", "matplotlib")),
@@ -93,6 +99,8 @@ FORBIDDEN_ON_IMPORT = {
     "lago_fast.envs": ("torch", "stable_baselines3", "transformers", "metaworld", "mujoco", "envpool"),
     "lago_fast.envs.clevr_gym": ("torch", "stable_baselines3", "transformers", "mujoco", "PIL", "imageio"),
     "lago_fast.demos": ("torch", "stable_baselines3", "transformers", "metaworld"),
+    "lago_fast.text_demos": ("torch", "stable_baselines3", "transformers", "textworld", "alfworld"),
+    "lago_fast.envs.text_gym": ("torch", "stable_baselines3", "transformers", "textworld", "alfworld"),
     "lago_fast.priors": ("stable_baselines3", "transformers", "peft", "envpool", "minari"),
     "lago_fast.cli": ("torch", "numpy", "stable_baselines3", "transformers", "envpool", "matplotlib"),
     "lago_fast.algorithms": ("transformers", "peft", "envpool", "minari"),
@@ -194,6 +202,9 @@ def test_imports_follow_the_table(path):
             "from lago_fast.priors.latent_action import LatentActionPrior",
         ),
         ("lago_fast/algorithms/fast_kl_ppo.py", "from lago_fast import make_metaworld"),
+        ("lago_fast/envs/textworld.py", "def f():\n    import textworld"),
+        ("lago_fast/envs/textworld_games.py", "import textworld"),
+        ("lago_fast/envs/alfworld.py", "import alfworld"),
         ("lago_fast/demos.py", "import torch"),
         ("lago_fast/demos.py", "from lago_fast.presets import DEMO"),
         ("lago_fast/training.py", "from lago_fast.cli import console"),

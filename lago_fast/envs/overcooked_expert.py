@@ -44,9 +44,10 @@ def _next(kitchen: "Overcooked", row: int) -> int:
 def _with_plate(missing: list[int], raw: list[int], spoilt: bool, free: list[int]) -> int:
     if spoilt or not missing:
         return _DELIVER
-    if raw:
-        return free[0] if free else _DELIVER
-    return missing[0]
+    ready = [item for item in missing if item not in raw]
+    if ready:
+        return ready[0]
+    return free[0] if free else _DELIVER
 
 
 def _with_empty_hands(kitchen: "Overcooked", row: int, raw: list[int], spoilt: bool, free: list[int]) -> int:

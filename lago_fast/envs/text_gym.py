@@ -38,7 +38,7 @@ class AdmissibleActions(Discrete):
         return np.int64(self.np_random.integers(self.admissible))
 
 
-class TextGameEnv(gym.Env[dict[str, str], Any]):
+class TextGameEnv(gym.Env[dict[str, Any], Any]):
     """One row of a text game; the observation holds the texts `instruction` and `observation`.
 
     An action is an index into `info["admissible"]`, a tuple of texts; `info["action_mask"]` is 1 for the indices that
@@ -75,7 +75,7 @@ class TextGameEnv(gym.Env[dict[str, str], Any]):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, str], dict[str, Any]]:
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start an episode; there are no options."""
         if options:
             raise UnsupportedArgument(f"options={sorted(options)}: text games have none")
@@ -83,7 +83,7 @@ class TextGameEnv(gym.Env[dict[str, str], Any]):
         self._state, self._over = self.games.reset(seed), False
         return self._see(self._state, False)
 
-    def step(self, action: Any) -> tuple[dict[str, str], float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Take the admissible action with this index.
 
         Raises:
@@ -98,7 +98,7 @@ class TextGameEnv(gym.Env[dict[str, str], Any]):
         observation, info = self._see(row.state, bool(row.success[0]))
         return observation, float(row.reward[0]), terminated, truncated, info
 
-    def _see(self, state: TextState, success: bool) -> tuple[dict[str, str], dict[str, Any]]:
+    def _see(self, state: TextState, success: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         admissible, space = state.admissible[0], self.action_space
         assert isinstance(space, AdmissibleActions)
         if len(admissible) > space.n:
@@ -110,7 +110,7 @@ class TextGameEnv(gym.Env[dict[str, str], Any]):
         observation = {"instruction": state.instruction[0], "observation": state.observation[0]}
         return observation, {"admissible": admissible, "action_mask": mask, "success": success}
 
-    def render(self) -> str | None:  # type: ignore[override]  # gymnasium's type has no plain text
+    def render(self) -> str | None:
         """What is observed, as text, where the mode is "ansi"."""
         if self.render_mode is None or self._state is None:
             return None
