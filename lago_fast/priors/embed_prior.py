@@ -1,7 +1,7 @@
 """The prior by likeness: how near an action's vector is to those of the instruction and of the observation.
 
-Zero-shot: softmax of the cosine between the action and the sum of both, over a temperature; the default one is that of
-the loss which sentence-transformers trained the encoder with (a scale of 20). Fitted: a small head beside the cosine,
+Zero-shot: softmax of the cosine between the action and the sum of both, over a temperature; the default one belongs to
+the scale of 20 that sentence-transformers' contrastive loss has by default. Fitted: a small head beside the cosine,
 see `embed_fit`. Test: pytest tests/priors/test_embed_prior.py
 """
 

@@ -67,6 +67,14 @@ def test_the_first_token_has_the_models_distribution(loaded, family):
     assert abs(share - p) < 4 * (p * (1 - p) / 4000) ** 0.5 + 1e-3
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_completions_on_a_gpu_are_those_on_a_cpu(lms, loaded):
+    options = {"k": 2, "prompt": SHORT, "max_new_tokens": 3}
+    found = GeneratePrior(find_causal_lm(lms["llama"], device="cuda"), **options).complete(*STATES)
+    assert found == GeneratePrior(loaded["llama"], **options).complete(*STATES)
+
+
 def test_a_draw_is_by_the_cumulated_probabilities():
     logits = torch.tensor([[0.5, 0.2, 0.3]]).log().repeat(5, 1)
     uniform = torch.tensor([[0.0], [0.49], [0.51], [0.71], [0.999]], dtype=torch.float64)

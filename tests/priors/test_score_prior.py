@@ -71,6 +71,21 @@ def test_scores_are_those_of_a_loop_over_actions(loaded, family, batch_tokens):
     torch.testing.assert_close(alone, expected, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_is_near(lms, loaded, family):
+    expected = ScorePrior(loaded[family], prompt=SHORT).query(*STATES)
+    found = ScorePrior(find_causal_lm(lms[family], dtype="bfloat16"), prompt=SHORT).query(*STATES)
+    torch.testing.assert_close(found, expected, atol=0.2, rtol=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_scores_on_a_gpu_are_those_on_a_cpu(lms, loaded):
+    prior = ScorePrior(find_causal_lm(lms["llama"], device="cuda"), prompt=SHORT)
+    found = prior.query(*STATES)
+    torch.testing.assert_close(found, ScorePrior(loaded["llama"], prompt=SHORT).query(*STATES), atol=1e-3, rtol=1e-3)
+
+
 def test_each_normalisation_is_by_its_lengths(loaded):
     lm = loaded["qwen2"]  # whose words may have several tokens
     states = ["open the drawer"], ["door"], [("go", "open the lid", "close door")]

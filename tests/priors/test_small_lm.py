@@ -11,7 +11,7 @@ from lago_fast.priors.causal_lm import find_causal_lm
 from lago_fast.priors.generate_prior import GeneratePrior
 from lago_fast.priors.prompt import Prompt
 from lago_fast.priors.score_prior import ScorePrior
-from lago_fast.priors.small_lm import train_small_lm
+from lago_fast.priors.small_lm import main, train_small_lm
 from lago_fast.priors.walkthroughs import Steps, first_episodes, read_steps
 
 WAYS = {"the kitchen": "go north", "the hall": "open the door", "the cellar": "climb up"}
@@ -64,6 +64,17 @@ def test_the_same_seed_trains_the_same_weights(steps, tmp_path):
 
 def test_training_ends_with_its_time(steps, tmp_path):
     assert train_small_lm(steps, tmp_path / "a", **{**SMALL, "max_seconds": 1e-9})["updates"] == 1
+
+
+def test_it_is_trained_as_typed(steps, tmp_path, monkeypatch, capsys):
+    rows = zip(*steps._replace(episode_id=steps.episode_id.tolist()), strict=True)
+    lines = [json.dumps(dict(zip(Steps._fields, row, strict=True))) for row in rows]
+    (tmp_path / "steps.jsonl").write_text("\n".join(lines))
+    typed = [str(tmp_path / "steps.jsonl"), str(tmp_path / "out"), "--walkthroughs", "2", "--max-seconds", "0.01"]
+    monkeypatch.setattr("sys.argv", ["small_lm", *typed])
+    main()
+    assert json.loads(capsys.readouterr().out)["walkthroughs"] == 2
+    assert find_causal_lm(str(tmp_path / "out")).about["steps"] == 6
 
 
 def test_steps_are_read_from_lines_of_json(steps, tmp_path):
