@@ -155,8 +155,6 @@ class CQLPrior(TextLearner):
             loss = self.gradient_step(self.data.sample(self.batch_size, self.generator))
             self.logger.record_mean("train/loss", loss)
             self.num_timesteps += 1
-            if self.num_timesteps % self.target_update_interval == 0:
-                self.update_target()
             if not callback.on_step():
                 break
             if self.num_timesteps % log_interval == 0:

@@ -53,7 +53,8 @@ class DQNPrior(TextLearner):
         gamma: discount.
         train_freq: steps of all environments between updates, or a pair such as (2, "episode").
         gradient_steps: updates each time; -1: as many as env steps since.
-        target_update_interval: env steps between updates of the target network.
+        target_update_interval: gradient steps between updates of the target network, as in Stable-Baselines3's SAC; env
+            steps, as in its DQN, would tie the target's pace to the number of environments.
         exploration_fraction, exploration_initial_eps, exploration_final_eps: of "epsilon_greedy".
         max_grad_norm: of all gradients together.
         weight_decay: decoupled, AdamW's; 0 is Adam.
@@ -123,7 +124,7 @@ class DQNPrior(TextLearner):
         self.ep_info_buffer: deque[dict[str, float]] = deque(maxlen=stats_window_size)
         self.ep_success_buffer: deque[bool] = deque(maxlen=stats_window_size)
         self._play: TextPlay | None = None
-        self._episodes = self._calls = 0
+        self._episodes = 0
         if env is not None:
             if buffer_size < env.num_envs:
                 raise UnsupportedArgument(f"buffer_size={buffer_size}: give at least one per env, {env.num_envs}")
@@ -209,7 +210,7 @@ class DQNPrior(TextLearner):
             played = play.step(self._act)
             self.replay_buffer.add(played.batch)
             self.num_timesteps += len(played.batch.choice)
-            self._after_step(play.env.num_envs, total_timesteps)
+            self._explore_less(total_timesteps)
             infos, rewards = played.infos, played.step.reward
             dones = np.array(["episode" in info for info in infos])
             callback.update_locals(locals())
@@ -232,11 +233,8 @@ class DQNPrior(TextLearner):
         explores = torch.rand(len(q), generator=self.generator) < self.exploration_rate
         return torch.where(explores, anything, greedy(q, log_weights))
 
-    def _after_step(self, num_envs: int, total_timesteps: int) -> None:
-        """Update target and exploration rate where they are due, as Stable-Baselines3's DQN does."""
-        self._calls += 1
-        if self._calls % max(self.target_update_interval // num_envs, 1) == 0:
-            self.update_target()
+    def _explore_less(self, total_timesteps: int) -> None:
+        """Let the exploration rate fall, as Stable-Baselines3's DQN does."""
         initial, final = self.exploration_eps
         passed = min(self.num_timesteps / total_timesteps / self.exploration_fraction, 1)
         self.exploration_rate = initial + passed * (final - initial)

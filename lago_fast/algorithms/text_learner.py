@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lago_fast.algorithms.flat_adam import FlatAdam
 from lago_fast.algorithms.proposals import check_alpha, draw, draws_of, greedy, likely, posterior, propose
-from lago_fast.algorithms.text_q import TextQNetwork, q_values
+from lago_fast.algorithms.text_q import TextQNetwork, q_values, vectors
 from lago_fast.algorithms.text_replay import TextBatch
 from lago_fast.algorithms.text_saving import write_model
 from lago_fast.algorithms.text_states import Seen, StateReader, TextState, playing_rows
@@ -149,7 +149,7 @@ class TextLearner:
         raise NotImplementedError
 
     def gradient_step(self, batch: TextBatch) -> float:
-        """Take one step of AdamW with clipped gradients; return the loss.
+        """Take one step of AdamW with clipped gradients, and move the target where it is due; return the loss.
 
         Raises:
             NonFiniteLoss: it became NaN or infinite.
@@ -166,6 +166,8 @@ class TextLearner:
             self.optimizer.gather().parameter.mul_(1 - self.learning_rate * self.weight_decay)
         self.optimizer.clipped_step(self.max_grad_norm)
         self.n_updates += 1
+        if self.n_updates % self.target_update_interval == 0:
+            self.update_target()
         return value
 
     @torch.no_grad()
@@ -177,7 +179,7 @@ class TextLearner:
     def fit_inputs(self, states: Tensor, actions: Tensor) -> None:
         """Let both networks centre and scale texts by what the ones with these ids are."""
         for network in (self.network, self.target):
-            network.fit_inputs(self.encoder.rows(states), self.encoder.rows(actions))
+            network.fit_inputs(vectors(self.encoder, states), self.encoder.rows(actions))
 
     # ---- Stable-Baselines3's manners --------------------------------------------------------------------------
 

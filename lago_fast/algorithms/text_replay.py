@@ -41,7 +41,7 @@ class TextReplayBuffer:
         def empty() -> Seen:
             shape = (buffer_size, max_actions or 1)
             return Seen(
-                torch.zeros(buffer_size, dtype=torch.int64),
+                torch.zeros(buffer_size, 2, dtype=torch.int64),
                 torch.full(shape, PADDING, dtype=torch.int64),
                 torch.full(shape, -torch.inf),
             )
@@ -79,9 +79,9 @@ class TextReplayBuffer:
         return self._take(torch.randint(self.size, (batch_size,), generator=generator))
 
     def distinct(self) -> tuple[Tensor, Tensor]:
-        """Return the ids of the states and of the actions that were met, each once."""
+        """Return the ids of the states [n, 2] and of the actions [m] that were met, each once."""
         seen = self._stored.seen.take(slice(self.size))
-        return seen.state.unique(), seen.actions[seen.actions != PADDING].unique()
+        return seen.state.unique(dim=0), seen.actions[seen.actions != PADDING].unique()
 
     def _take(self, rows: Tensor) -> TextBatch:
         stored = self._stored

@@ -51,7 +51,9 @@ def rows_of(state: TextState, rows: Sequence[int] | np.ndarray) -> States:
                 "was terminated"
             )
     return States(
-        *([column[row] for row in wanted] for column in (state.instruction, state.observation, state.admissible))
+        [state.instruction[row] for row in wanted],
+        [state.observation[row] for row in wanted],
+        [state.admissible[row] for row in wanted],
     )
 
 
@@ -88,18 +90,13 @@ class TextEnv(Protocol):
 class Seen(NamedTuple):
     """B states by their numbers."""
 
-    state: Tensor  # [B] int64, id of the text
+    state: Tensor  # [B, 2] int64, ids of the instruction and of the observation
     actions: Tensor  # [B, A] int64, ids of the admissible actions, PADDING behind them
     log_prior: Tensor  # [B, A] float32, -inf where padded or excluded
 
     def take(self, rows: Any) -> "Seen":
         """Return the states of the given rows."""
         return Seen(*(column[rows] for column in self))
-
-
-def state_text(instruction: str, observation: str) -> str:
-    """Return the text by which a state is embedded."""
-    return f"{instruction}\n{observation}"
 
 
 class StateReader:
@@ -127,15 +124,15 @@ class StateReader:
         asked = rows_of(state, rows)
         n, width = len(state.observation), max(map(len, asked.admissible), default=0)
         seen = Seen(
-            torch.zeros(n, dtype=torch.int64),
+            torch.zeros(n, 2, dtype=torch.int64),
             torch.full((n, width), PADDING, dtype=torch.int64),
             torch.full((n, width), -torch.inf),
         )
         if not asked.observation:
             return seen
         where = torch.as_tensor(np.asarray(rows, dtype=np.int64))
-        texts = [state_text(*pair) for pair in zip(asked.instruction, asked.observation, strict=True)]
-        seen.state[where] = self.encoder.ids(texts)
+        texts = (asked.instruction, asked.observation)
+        seen.state[where] = torch.stack([self.encoder.ids(column) for column in texts], dim=1)
         mask = padding_mask(asked.admissible)
         numbers = torch.full(mask.shape, PADDING, dtype=torch.int64)
         numbers[mask] = self.encoder.ids([action for actions in asked.admissible for action in actions])
@@ -155,7 +152,8 @@ def prior_answer(prior: TextActionPrior | None, states: States) -> Tensor:
         return mask.float().log() - mask.sum(dim=1, keepdim=True).log()
     said = torch.full(mask.shape, -torch.inf)
     for start in range(0, len(mask), ROWS_AT_ONCE):
-        part = States(*(column[start : start + ROWS_AT_ONCE] for column in states))
+        stop = start + ROWS_AT_ONCE
+        part = States(states.instruction[start:stop], states.observation[start:stop], states.admissible[start:stop])
         answer = prior.query(*part)
         expected = len(part.observation), max(map(len, part.admissible))
         if answer.shape != expected:
@@ -163,7 +161,7 @@ def prior_answer(prior: TextActionPrior | None, states: States) -> Tensor:
                 f"prior: it answered {tuple(answer.shape)} about {expected[0]} states of at most {expected[1]} "
                 "actions; one column is one admissible action"
             )
-        said[start : start + ROWS_AT_ONCE, : expected[1]] = answer
+        said[start:stop, : expected[1]] = answer
     unusable = said.isnan().any(dim=1) | (said.amax(dim=1) == -torch.inf)
     if bool(unusable.any()):
         about = states.observation[int(unusable.nonzero()[0])][:80]

@@ -144,12 +144,12 @@ def test_updates_may_wait_for_episodes():
     assert model.learn(18).n_updates == 3
 
 
-def test_the_target_is_updated_by_env_steps():
+def test_the_target_is_updated_by_gradient_steps():
     env = TableGame(2, limit=10_000)
     waiting = FakePrior(lambda _, action: float(action == "wait"))
-    model = DQNPrior(env, waiting, FakeEncoder(), seed=0, tau=1.0, target_update_interval=10)
+    model = DQNPrior(env, waiting, FakeEncoder(), seed=0, tau=1.0, target_update_interval=10, learning_starts=0)
     updated = []
-    model.update_target = lambda: updated.append(model.num_timesteps)
+    model.update_target = lambda: updated.append(model.n_updates)
     model.learn(30)
     assert updated == [10, 20, 30]
 

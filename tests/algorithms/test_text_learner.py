@@ -173,7 +173,7 @@ def test_learning_goes_on_where_it_was_left():
 
 
 def test_the_log_has_stable_baselines3s_names(tmp_path):
-    learner = model(env=TableGame(2, limit=3), learning_starts=10)
+    learner = model(FakePrior(lambda *_: 1.0), env=TableGame(2, limit=3), learning_starts=10)
     learner.set_logger(configure(str(tmp_path), ["csv"]))
     learner.learn(200)
     learner.logger.close()
@@ -214,5 +214,5 @@ def test_an_argument_that_cannot_be_honoured_is_named(argument):
 
 
 def test_seen_states_are_taken_by_rows():
-    seen = Seen(torch.arange(3), torch.arange(6).reshape(3, 2), torch.zeros(3, 2))
+    seen = Seen(torch.arange(6).reshape(3, 2), torch.arange(6).reshape(3, 2), torch.zeros(3, 2))
     assert seen.take(torch.tensor([2])).actions.tolist() == [[4, 5]]

@@ -24,7 +24,7 @@ def test_an_ended_episode_leaves_one_transition_and_a_row_that_is_none():
     play = TextPlay(TableGame(2), StateReader(encoder, None), seed=0)
     choose = choosing("go left", "open the box", "unused", "wait")
     first = play.step(choose)
-    assert first.batch.following.state.tolist() == encoder.ids(["find the treasure\ncellar"] * 2).tolist()
+    assert first.batch.following.state.tolist() == [encoder.ids(["find the treasure", "cellar"]).tolist()] * 2
     assert first.infos == [{}, {}]
 
     ended = play.step(choose)
@@ -52,7 +52,7 @@ def test_a_truncated_episode_ends_in_a_state_with_actions():
     assert not last.batch.terminated.any()
     assert last.step.truncated.all()
     # the true last state, with its own actions
-    assert last.batch.following.state.tolist() == encoder.ids(["find the treasure\nhall"]).tolist()
+    assert last.batch.following.state.tolist() == [encoder.ids(["find the treasure", "hall"]).tolist()]
     assert (last.batch.following.actions != PADDING).sum() == 3
     assert last.infos[0]["episode"]["l"] == 2
 

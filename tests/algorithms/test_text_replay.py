@@ -10,27 +10,31 @@ from lago_fast.errors import NonFiniteError, UnsupportedArgument
 
 def batch(numbers: list[int], width: int) -> TextBatch:
     n = torch.tensor(numbers)
-    seen = Seen(n, n[:, None].expand(-1, width) * 10, torch.zeros(len(numbers), width))
-    return TextBatch(seen, n % width, n.float(), seen._replace(state=n + 1), n % 2 == 0)
+    seen = Seen(torch.stack([-n, n], dim=1), n[:, None].expand(-1, width) * 10, torch.zeros(len(numbers), width))
+    return TextBatch(seen, n % width, n.float(), seen._replace(state=seen.state + 1), n % 2 == 0)
 
 
 def everything(buffer: TextReplayBuffer) -> TextBatch:
     return buffer.sample(2000, torch.Generator().manual_seed(0))
 
 
+def number(batch: TextBatch) -> torch.Tensor:
+    return batch.seen.state[:, 1]
+
+
 def test_the_oldest_are_overwritten():
     buffer = TextReplayBuffer(4, 2)
     buffer.add(batch([0, 1, 2], 2))
     assert len(buffer) == 3
-    assert set(everything(buffer).seen.state.tolist()) == {0, 1, 2}
+    assert set(number(everything(buffer)).tolist()) == {0, 1, 2}
     buffer.add(batch([3, 4, 5], 2))
     assert len(buffer) == 4
     drawn = everything(buffer)
-    assert set(drawn.seen.state.tolist()) == {2, 3, 4, 5}
+    assert set(number(drawn).tolist()) == {2, 3, 4, 5}
     assert torch.equal(drawn.following.state, drawn.seen.state + 1)
-    assert torch.equal(drawn.reward, drawn.seen.state.float())
-    assert torch.equal(drawn.terminated, drawn.seen.state % 2 == 0)
-    assert torch.equal(drawn.choice, drawn.seen.state % 2)
+    assert torch.equal(drawn.reward, number(drawn).float())
+    assert torch.equal(drawn.terminated, number(drawn) % 2 == 0)
+    assert torch.equal(drawn.choice, number(drawn) % 2)
 
 
 @pytest.mark.parametrize("known", [None, 3])
@@ -39,11 +43,11 @@ def test_rows_are_padded_and_widened(known):
     buffer.add(batch([1], 3))
     buffer.add(batch([2], 5))
     drawn = everything(buffer)
-    one = drawn.seen.actions[drawn.seen.state == 1][0]
+    one = drawn.seen.actions[number(drawn) == 1][0]
     assert one[:3].tolist() == [10, 10, 10]
     assert (one[3:] == PADDING).all()
-    assert (drawn.seen.log_prior[drawn.seen.state == 1][0][3:] == -torch.inf).all()
-    assert drawn.following.actions[drawn.seen.state == 2][0][:5].tolist() == [20] * 5
+    assert (drawn.seen.log_prior[number(drawn) == 1][0][3:] == -torch.inf).all()
+    assert drawn.following.actions[number(drawn) == 2][0][:5].tolist() == [20] * 5
 
 
 def test_a_narrow_row_leaves_nothing_of_the_wide_one_before():
@@ -60,7 +64,7 @@ def test_what_was_met_is_known():
     buffer = TextReplayBuffer(8, 3)
     buffer.add(batch([1, 2, 1], 2))
     states, actions = buffer.distinct()
-    assert states.tolist() == [1, 2]
+    assert states.tolist() == [[-2, 2], [-1, 1]]
     assert actions.tolist() == [10, 20]
 
 
