@@ -54,7 +54,7 @@ class TextGameEnv(gym.Env[dict[str, Any], Any]):
         UnsupportedArgument: an unknown game or `render_mode`, or too small a `max_actions`.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"]}  # noqa: RUF012 - gymnasium's own form
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - gymnasium's own form
 
     def __init__(
         self, game: str, *, max_actions: int | None = None, render_mode: str | None = None, **settings: Any

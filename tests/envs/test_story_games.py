@@ -1,0 +1,69 @@
+"""Rows of story games: rewards, ends, the choice of games."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+from lago_fast.envs.story_games import StoryGames
+
+spec = importlib.util.spec_from_file_location("story_engines", Path(__file__).with_name("story_engines.py"))
+story_engines = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(story_engines)
+
+
+def make(num_envs, games=1, horizon=6):
+    return StoryGames(num_envs, [story_engines.Corridor] * games, horizon, 0)
+
+
+def choose(env, *commands):
+    return env.step(np.array([actions.index(c) for actions, c in zip(env._admissible, commands, strict=True)]))
+
+
+def test_rewards_are_changes_of_the_score_and_ends_end():
+    env = make(2)
+    state = env.reset(0)
+    assert state.instruction == ["light the lamp"] * 2
+    step = choose(env, "on", "back")
+    assert step.reward.tolist() == [0.5, -0.5]
+    assert step.terminated.tolist() == [False, True]  # the second one lost
+    assert not step.success.any()
+    assert step.state.admissible[1] == ()
+    step = env.step(np.array([1, 99]))  # light; the other row starts again
+    assert step.reward.tolist() == [1, 0]
+    assert step.valid.tolist() == [True, False]
+    assert step.state.observation == ["room 1, light", "room 0"]
+    step = choose(env, "on", "on")
+    assert (step.success[0], step.terminated[0], step.reward[0]) == (True, True, 0.5)
+    env.close()
+    env.close()
+
+
+def test_a_truncated_row_keeps_its_commands():
+    env = make(1, horizon=2)
+    env.reset(0)
+    choose(env, "wait")
+    step = choose(env, "wait")
+    assert (step.truncated[0], step.terminated[0]) == (True, False)
+    assert step.state.admissible[0] == ("back", "light", "on", "wait")
+
+
+def test_the_expert_wins_from_anywhere():
+    env = make(1)
+    env.reset(0)
+    choose(env, "light")
+    choose(env, "wait")
+    env.step(env.expert())
+    assert env.step(env.expert()).success[0]
+    assert env.expert().tolist() == [0]
+
+
+def test_games_are_drawn_evenly():
+    env = make(300, games=3, horizon=1)
+    env.reset(0)
+    counts = np.bincount(env.game, minlength=3)
+    env.step(np.full(300, 3))
+    env.step(np.zeros(300, int))
+    counts += np.bincount(env.game, minlength=3)
+    assert counts.min() > 150
+    assert env.engine_steps <= 3 * 300
