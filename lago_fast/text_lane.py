@@ -11,7 +11,8 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
-from lago_fast.algorithms.text_states import PADDING, States, check_frozen, prior_answer, state_text
+from lago_fast.algorithms.text_policy import STATE
+from lago_fast.algorithms.text_states import PADDING, States, check_frozen, prior_answer
 from lago_fast.envs.text_env import TextState, TextVecEnv
 from lago_fast.envs.vec_env import ArrayReset, ArrayStep, ArrayVecEnv
 from lago_fast.errors import PriorMismatch, UnsupportedArgument
@@ -23,7 +24,7 @@ MAX_ID = 2**31 - 1
 
 
 class NumberedTexts:
-    """States as rows of numbers [1 + A]: the id of the text, the ids of the admissible actions, then PADDING.
+    """States as rows of numbers [2 + A]: the ids of instruction, observation and admissible actions, then PADDING.
 
     Args:
         encoder: numbers the texts.
@@ -37,47 +38,46 @@ class NumberedTexts:
         if max_actions < 1:
             raise UnsupportedArgument(f"max_actions={max_actions}: give at least 1")
         self.encoder, self.max_actions = encoder, max_actions
-        self._states: dict[int, tuple[str, str]] = {}
-        self._actions: dict[int, str] = {}
+        self._texts: dict[int, str] = {}
 
     def number(self, state: TextState) -> np.ndarray:
-        """Return rows [N, 1 + A] int64.
+        """Return rows [N, 2 + A] int64.
 
         Raises:
             UnsupportedArgument: a state has more than A actions.
         """
-        rows = np.full((len(state.observation), 1 + self.max_actions), PADDING, np.int64)
-        pairs = list(zip(state.instruction, state.observation, strict=True))
-        rows[:, 0] = self.encoder.ids([state_text(*pair) for pair in pairs]).numpy()
-        self._states.update(zip(rows[:, 0].tolist(), pairs, strict=True))
-        flat = [action for actions in state.admissible for action in actions]
-        ids = self.encoder.ids(flat).numpy()
-        self._actions.update(zip(ids.tolist(), flat, strict=True))
+        rows = np.full((len(state.observation), STATE + self.max_actions), PADDING, np.int64)
+        rows[:, 0], rows[:, 1] = self._ids(state.instruction), self._ids(state.observation)
+        ids = self._ids([action for actions in state.admissible for action in actions])
         start = 0
         for row, actions in enumerate(state.admissible):
             if len(actions) > self.max_actions:
                 raise UnsupportedArgument(
                     f"max_actions={self.max_actions}: a state has {len(actions)} admissible actions; give more"
                 )
-            rows[row, 1 : 1 + len(actions)] = ids[start : start + len(actions)]
+            rows[row, STATE : STATE + len(actions)] = ids[start : start + len(actions)]
             start += len(actions)
         return rows
 
+    def _ids(self, texts: list[str]) -> np.ndarray:
+        ids = self.encoder.ids(texts).numpy()
+        self._texts.update(zip(ids.tolist(), texts, strict=True))
+        return ids
+
     def read(self, rows: Tensor) -> States:
-        """Return the texts of rows of numbers [B, 1 + A].
+        """Return the texts of rows of numbers [B, 2 + A].
 
         Raises:
             PriorMismatch: a number that was not given out here.
         """
         try:
-            pairs = [self._states[number] for number in rows[:, 0].tolist()]
-            actions = [tuple(self._actions[a] for a in row if a != PADDING) for row in rows[:, 1:].tolist()]
+            texts = [[self._texts[number] for number in row if number != PADDING] for row in rows.tolist()]
         except KeyError as error:
             raise PriorMismatch(
                 f"prior: no text was given the number {error} here; make the prior and the env from the same "
                 "NumberedTexts"
             ) from error
-        return States([i for i, _ in pairs], [o for _, o in pairs], actions)
+        return States([t[0] for t in texts], [t[1] for t in texts], [tuple(t[STATE:]) for t in texts])
 
 
 class TextLane(ArrayVecEnv):
@@ -90,7 +90,7 @@ class TextLane(ArrayVecEnv):
 
     def __init__(self, env: TextVecEnv, texts: NumberedTexts) -> None:
         self.env, self.texts, self.num_envs = env, texts, env.num_envs
-        self.state_dim = 1 + texts.max_actions
+        self.state_dim = STATE + texts.max_actions
         self.observation_space = Box(PADDING, MAX_ID, (self.state_dim,), np.int64)
         self.action_space = Discrete(texts.max_actions)
         self.instructions, self.tasks = [INSTRUCTION], ["text"]
@@ -134,7 +134,7 @@ class TextLane(ArrayVecEnv):
         )
 
     def describe_state(self, state: np.ndarray) -> str:
-        """Return the texts of a state [1 + A]."""
+        """Return the texts of a state [2 + A]."""
         (instruction,), (observation,), (actions,) = self.texts.read(torch.from_numpy(state)[None])
         return f"{instruction} {observation} Actions: {', '.join(actions)}."
 
@@ -167,7 +167,7 @@ class NumberedPrior:
             raise UnsupportedArgument(f"prior_floor={floor}: give a number from 0 to below 1")
         check_frozen(prior)
         self.prior, self.texts, self.floor = prior, texts, floor
-        self.state_dim, self.action_dim = 1 + texts.max_actions, texts.max_actions
+        self.state_dim, self.action_dim = STATE + texts.max_actions, texts.max_actions
         self.instructions = [INSTRUCTION]
 
     @property
@@ -177,14 +177,14 @@ class NumberedPrior:
 
     @torch.no_grad()
     def query(self, state: Tensor, instruction_id: Tensor) -> PriorOutput:
-        """Answer for rows of numbers [B, 1 + A]; where no action is admissible, all weight is on the first column."""
+        """Answer for rows of numbers [B, 2 + A]; where no action is admissible, all weight is on the first column."""
         check_query(self, state, instruction_id)
         said = torch.full((len(state), self.action_dim), -torch.inf)
-        over = (state[:, 1] == PADDING).cpu()
+        over = (state[:, STATE] == PADDING).cpu()
         said[over, 0] = 0
         if not bool(over.all()):
             answer = prior_answer(self.prior, self.texts.read(state.cpu()[~over]))
-            allowed = state.cpu()[~over, 1 : 1 + answer.shape[1]] != PADDING
+            allowed = state.cpu()[~over, STATE : STATE + answer.shape[1]] != PADDING
             mixed = (1 - self.floor) * answer.exp() + self.floor / allowed.sum(dim=1, keepdim=True)
             padded = torch.full((len(answer), self.action_dim), -torch.inf)
             padded[:, : answer.shape[1]] = mixed.log().masked_fill(~allowed, -torch.inf)

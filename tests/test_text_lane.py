@@ -21,8 +21,8 @@ def test_texts_become_numbers_and_texts_again():
     texts = NumberedTexts(FakeEncoder(), 4)
     state = state_of(["hall", "cellar", ""])
     rows = texts.number(state)
-    assert rows.shape == (3, 5)
-    assert (rows[:, 1:] >= 0).sum(axis=1).tolist() == [3, 2, 0]
+    assert rows.shape == (3, 6)
+    assert (rows[:, 2:] >= 0).sum(axis=1).tolist() == [3, 2, 0]
     read = texts.read(torch.from_numpy(rows))
     assert (read.instruction, read.observation, read.admissible) == tuple(map(list, state))
 
@@ -47,7 +47,7 @@ def test_lane_shows_ends_and_the_rows_after_them():
     end = lane.step(np.array([0]))  # the box
     assert end.terminated.tolist() == [True]
     assert end.raw_reward == pytest.approx(0.3)
-    assert (end.observation[:, 1:] == -1).all()
+    assert (end.observation[:, 2:] == -1).all()
     after = lane.step(np.array([2]))
     assert after.valid.tolist() == [False]
     assert after.observation.tolist() == first.tolist()
@@ -121,4 +121,4 @@ def test_refusals():
     with pytest.raises(TrainablePrior):
         NumberedPrior(FakePrior(lambda *_: 1.0, parameters=[torch.nn.Parameter(torch.ones(1))]), texts)
     with pytest.raises(PriorMismatch, match="NumberedTexts"):
-        texts.read(torch.tensor([[7, -1, -1, -1]]))
+        texts.read(torch.tensor([[7, 8, -1, -1]]))

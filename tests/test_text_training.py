@@ -55,7 +55,7 @@ def test_one_update_by_hand(direction):
         for parameter, before in zip(policy.parameters(), taken["before"], strict=True):
             parameter.copy_(before)
     rows = buffer.observations.flatten(0, 1)
-    mask, weight = rows[:, 1:] >= 0, buffer.valid.flatten().float()
+    mask, weight = rows[:, 2:] >= 0, buffer.valid.flatten().float()
     mask[:, 0] |= ~mask.any(1)
     assert int((mask.sum(1) == 2).sum()) > 5  # the cellar, whose third column is padding
     assert 0 < int((weight == 0).sum()) < 40

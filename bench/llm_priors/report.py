@@ -17,11 +17,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bench.llm_priors.run import read
-from bench.llm_priors.work import FRACTIONS, GAMES, KL_COEF, PRIORS
+from bench.llm_priors.work import FRACTIONS, GAMES, KL_COEF, PRIORS, SAMPLING_FRACTION
 
 T_90 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}
 LAST = 3  # evaluations that "final success" averages over
-SAMPLING_FRACTION = 0.1  # the data of the Q that posterior sampling is shown with
 COLOURS = {"": "0.4", "zero_shot": "tab:blue", "few": "tab:orange", "fitted": "tab:green"}
 STYLES = {"dqn": "-", "dqn_prior": "-", "ppo": "-", "kl_ppo_loss": "-", "kl_ppo_reward": "--"}
 Rows = list[dict[str, Any]]
@@ -81,7 +80,7 @@ def arms_of(rows: Rows, game: str) -> list[tuple[str, str]]:
 
 def online(rows: Rows, game: str) -> Iterator[str]:
     """Yield the table of a game's arms without data."""
-    yield "| arm | prior | walkthrough steps | final success, % | mean over training, % | steps to baseline's final | of it |"
+    yield "| arm | prior | walkthrough steps | final success, % | mean over training, % | steps to baseline | of it |"
     yield "|---|---|---|---|---|---|---|"
     for arm, prior in arms_of(rows, game):
         own = of(rows, game=game, arm=arm, prior=prior, fraction=0)

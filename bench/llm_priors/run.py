@@ -1,6 +1,6 @@
 """Language priors on text games: baselines, value-based and policy-based learners, offline data, posterior sampling.
 
-    python -m bench.llm_priors.run OUT [--workers 2] [--seeds 0 1 2 3 4] [--smoke]
+    python -m bench.llm_priors.run OUT [--workers 2] [--seeds 0 1 2 3 4] [--games ...] [--smoke]
     python -m bench.llm_priors.report OUT
 
 OUT is a folder: `runs.jsonl` gets one line per finished run, runs that are there are not run again; `texts.mdb` keeps
@@ -32,6 +32,7 @@ from bench.llm_priors.work import (
     NOISE,
     PPO,
     PRIORS,
+    SAMPLING_FRACTION,
     SEEDS,
     Counted,
     Made,
@@ -189,7 +190,7 @@ def _offline(job: Job, made: Made | None) -> dict[str, Any]:
     model = CQLPrior(part, prior, embedder(job.folder), seed=job.seed, **CQL)
     model.learn(given.offline_updates)
     found: dict[str, Any] = _both(job, model)
-    if prior is not None:
+    if prior is not None and job.fraction == SAMPLING_FRACTION:
         found["sampling"] = [_sampled(job, prior, model, k) for k in DRAWS]
     return {
         **found,
@@ -224,12 +225,14 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--games", nargs="+", choices=GAMES, default=list(GAMES))
     parser.add_argument("--smoke", action="store_true", help="every arm with hardly any steps: does it run?")
     options = parser.parse_args()
     folder = options.out.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     done = set(map(key, read(folder)))
-    waiting = [job for job in jobs(tuple(options.seeds), folder, options.smoke) if job.key not in done]
+    every = jobs(tuple(options.seeds), folder, options.smoke)
+    waiting = [job for job in every if job.key not in done and job.game in options.games]
     context = multiprocessing.get_context("spawn")
     with context.Pool(options.workers) as workers, (folder / ROWS).open("a", encoding="utf-8") as lines:
         for row in workers.imap_unordered(run, waiting):

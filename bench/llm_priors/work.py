@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lago_fast.algorithms.posterior_sampler import PosteriorSampler
 from lago_fast.envs.frozen_lake import make_frozen_lake
 from lago_fast.envs.overcooked import make_overcooked
+from lago_fast.envs.story_games import StoryGames
 from lago_fast.envs.text_env import TextState, TextVecEnv
 from lago_fast.envs.text_games import TextGames
 from lago_fast.envs.text_recording import make_text_expert, record_text_episodes
@@ -33,8 +34,10 @@ ENVS = 16
 ZERO_SHOT, FEW, FITTED = "zero_shot", "few", "fitted"
 PRIORS = (ZERO_SHOT, FEW, FITTED)
 FRACTIONS = (0.01, 0.03, 0.1, 0.3, 1.0)
+SAMPLING_FRACTION = 0.1  # the data of the Q that posterior sampling is shown with
 DRAWS = (1, 2, 5, 10, None)  # None: the whole answer of the prior
 EVAL_SEED, WALK_SEED, DATA_SEED = 900_000, 10_000, 20_000  # apart from the seeds of training
+TEMPERATURE = 0.1  # of a fitted prior: fitted to a handful of walkthroughs, it is surer than it should be
 NOISE = 0.5  # share of random actions in the offline data
 
 
@@ -113,9 +116,14 @@ def embedder(folder: Path) -> TextEmbedder:
 
 @cache
 def games(name: str, seed: int, envs: int, folder: Path, use: str) -> TextGames:
-    """Return the games of a seed; `use` tells those apart that are played at the same time."""
-    del use
-    return GAMES[name].make(seed, envs, folder)
+    """Return the games of a seed; `use` tells those apart that are played at the same time.
+
+    What one of them has seen of a story the others of this process need not ask its interpreter again.
+    """
+    made = GAMES[name].make(seed, envs, folder)
+    if use != "train" and isinstance(made, StoryGames):
+        made.share(games(name, seed, envs, folder, "train"))
+    return made
 
 
 class Counted:
@@ -162,12 +170,22 @@ class Made:
 
 
 def make_prior(kind: str, name: str, seed: int, folder: Path) -> Made:
-    """Return a prior of one of PRIORS for a game."""
+    """Return a prior of one of PRIORS for a game, its cache and its counts new."""
+    prior = fitted(kind, name, seed, folder)
+    return Made(Counted(CachedTextPrior(prior)), prior.metrics["steps"])
+
+
+@cache
+def fitted(kind: str, name: str, seed: int, folder: Path) -> EmbedPrior:
+    """Return a prior by likeness, the same one in every run."""
     embeds = embedder(folder)
     if kind == ZERO_SHOT:
-        return Made(Counted(CachedTextPrior(EmbedPrior(embeds))), 0)
+        return EmbedPrior(embeds)
     walked = walkthroughs(name, seed, GAMES[name].walkthroughs[kind], folder)
-    return Made(Counted(CachedTextPrior(fit_embed_prior(embeds, walked, seed=seed))), len(walked.choice))
+    exact = fit_embed_prior(embeds, walked, seed=seed)
+    prior = EmbedPrior(embeds, temperature=TEMPERATURE, head=exact.head)
+    prior.metrics = exact.metrics
+    return prior
 
 
 def walkthroughs(name: str, seed: int, count: int, folder: Path) -> TextTransitions:

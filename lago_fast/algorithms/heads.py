@@ -219,7 +219,7 @@ class TextHead(CategoricalHead):
         return self.policy.action_mask(observations)
 
     def fit_inputs(self, observations: Observations) -> None:
-        """Let the first rollout's texts [T, N, 1 + A] scale the networks' inputs."""
+        """Let the first rollout's texts [T, N, 2 + A] scale the networks' inputs."""
         assert isinstance(observations, Tensor)
         self.policy.fit_inputs(observations.flatten(0, 1))
 

@@ -1,7 +1,7 @@
 """TextActionPolicy: an actor and a critic over frozen vectors of texts, for `FastKLPPO` on text games.
 
-A state is a row of numbers, [1 + A] int64: the id of the state's text, then the ids of its admissible actions, and
-PADDING behind them. The actor's logit of an action is f(e(state), e(action)), the critic's value v(e(state)); f is
+A state is a row of numbers, [2 + A] int64: the ids of the instruction, of the observation and of the admissible
+actions, and PADDING behind them. The actor's logit of an action is f(e(state), e(action)), the critic's value v(e(state)); f is
 the network that `DQNPrior` calls Q. Padding is masked: it is never chosen, and has no gradient.
 
 Both output layers are zero at first: the first rollout is played uniformly whatever the inputs are scaled by, so that
@@ -21,10 +21,12 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from lago_fast.algorithms.lanes import array_lane_of
-from lago_fast.algorithms.text_q import ACTIVATIONS, TextQNetwork
+from lago_fast.algorithms.text_q import ACTIVATIONS, TextQNetwork, vectors
 from lago_fast.algorithms.text_states import PADDING, StateReader, TextState, playing_rows
 from lago_fast.errors import EncoderMismatch, UnsupportedArgument
 from lago_fast.priors.text_base import TextEncoder
+
+STATE = 2  # columns before the actions
 
 
 class TextActionPolicy(ActorCriticPolicy):
@@ -70,7 +72,7 @@ class TextActionPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Any) -> None:
         self.actor = TextQNetwork(self.width, self.widths, self.activation)
         layers: list[nn.Module] = []
-        for before, after in zip((self.width, *self.widths), (*self.widths, 1), strict=True):
+        for before, after in zip((STATE * self.width, *self.widths), (*self.widths, 1), strict=True):
             layers += [nn.Linear(before, after), ACTIVATIONS[self.activation]()]
         self.critic = nn.Sequential(*layers[:-1])
         for output in (self.actor.rest[-1], self.critic[-1]):
@@ -118,20 +120,20 @@ class TextActionPolicy(ActorCriticPolicy):
 
     @torch.no_grad()
     def fit_inputs(self, observations: Tensor) -> None:
-        """Centre and scale both networks' inputs by the texts of states [B, 1 + A]; once, later calls do nothing."""
+        """Centre and scale both networks' inputs by the texts of states [B, 2 + A]; once, later calls do nothing."""
         if not self.actor.get_buffer("is_fitted"):
             numbers = observations.long()
-            actions = numbers[:, 1:]
-            texts = numbers[:, 0].unique(), actions[actions != PADDING].unique()
-            self.actor.fit_inputs(*map(self.encoder.rows, texts))
+            states, actions = numbers[:, :STATE].unique(dim=0), numbers[:, STATE:]
+            actions = actions[actions != PADDING].unique()
+            self.actor.fit_inputs(vectors(self.encoder, states), self.encoder.rows(actions))
 
     # ---- what FastKLPPO's head asks ---------------------------------------------------------------------------
 
     def logits_and_values(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits [B, A], which mean nothing where padded, and values [B]."""
         numbers = observations.long()
-        states = self.encoder.rows(numbers[:, 0])
-        distinct, which = torch.unique(numbers[:, 1:].clamp(min=0), return_inverse=True)
+        states = vectors(self.encoder, numbers[:, :STATE])
+        distinct, which = torch.unique(numbers[:, STATE:].clamp(min=0), return_inverse=True)
         return self.actor(states, self.encoder.rows(distinct), which), self._values(states)
 
     def _values(self, states: Tensor) -> Tensor:
@@ -144,7 +146,7 @@ class TextActionPolicy(ActorCriticPolicy):
 
         Where an episode is over there is none: the first column is allowed, and what is chosen there is ignored.
         """
-        mask = observations[:, 1:] != PADDING
+        mask = observations[:, STATE:] != PADDING
         mask[:, 0] |= ~mask.any(dim=1)
         return mask
 
@@ -173,7 +175,7 @@ class TextActionPolicy(ActorCriticPolicy):
 
     def predict_values(self, obs: Any) -> Tensor:
         """Return values [B, 1]."""
-        return self._values(self.encoder.rows(obs[:, 0].long()))[:, None]
+        return self._values(vectors(self.encoder, obs[:, :STATE].long()))[:, None]
 
     def predict(
         self,
@@ -216,9 +218,9 @@ def attach_encoder(policy: ActorCriticPolicy, env: VecEnv | None) -> None:
 
 
 def numbered(encoder: TextEncoder, state: TextState, rows: np.ndarray) -> Tensor:
-    """Return states as rows of numbers [N, 1 + A] int64, A the largest number of actions in `rows`.
+    """Return states as rows of numbers [N, 2 + A] int64, A the largest number of actions in `rows`.
 
     States not in `rows` are not looked at and have no actions.
     """
     seen = StateReader(encoder, None).read(state, rows)
-    return torch.cat([seen.state[:, None], seen.actions], dim=1)
+    return torch.cat([seen.state, seen.actions], dim=1)

@@ -14,7 +14,7 @@ PLACES = ["hall", "cellar", "tower", "roof"]
 
 def make_policy(encoder=None, width=FakeEncoder.width, **options):
     torch.manual_seed(0)
-    space = spaces.Box(-1, 2**31 - 1, (4,), np.int64)
+    space = spaces.Box(-1, 2**31 - 1, (5,), np.int64)
     policy = TextActionPolicy(space, spaces.Discrete(3), lambda _: 1e-3, width=width, **options)
     if encoder is not None:
         policy.attach(encoder)
@@ -83,7 +83,7 @@ def test_predicts_texts_of_any_number_of_actions():
     assert choice[2] == alone[0]
     wide = state_of(["roof"])._replace(admissible=[tuple(f"take number {i}" for i in range(40))])
     drawn = {int(policy.predict(wide)[0][0]) for _ in range(200)}
-    assert len(drawn) > 10
+    assert len(drawn) > 5
 
 
 def test_predicts_rows_of_numbers_as_stable_baselines_passes_them():
