@@ -214,6 +214,12 @@ def _band(axis: Axes, x: Sequence[float] | np.ndarray, each: np.ndarray, label: 
     axis.fill_between(x, np.clip(mean - half, 0, 100), np.clip(mean + half, 0, 100), color=style["color"], alpha=0.15)
 
 
+def _finish(axis: Axes) -> None:
+    axis.set_ylim(-2, 102)
+    if axis.lines:
+        axis.legend(fontsize=7)
+
+
 def plot_online(rows: Rows, path: Path) -> None:
     """Draw success over env steps, values in the upper row and policies in the lower."""
     figure, axes = plt.subplots(2, len(GAMES), figsize=(5 * len(GAMES), 7), sharey=True)
@@ -226,8 +232,7 @@ def plot_online(rows: Rows, path: Path) -> None:
                 steps, each = mean_curve(of(rows, game=game, arm=arm, prior=prior, fraction=0))
                 _band(axis, steps, each, f"{arm} {prior}".strip(), color=COLOURS[prior], linestyle=STYLES[arm])
             axis.set_title(game.replace("_", " "), fontsize=10)
-            axis.legend(fontsize=7)
-            axis.set_ylim(-2, 102)
+            _finish(axis)
     figure.supxlabel("env steps, walkthroughs included")
     figure.supylabel("success, %")
     figure.tight_layout()
@@ -259,9 +264,8 @@ def plot_offline(rows: Rows, path: Path) -> None:
                 _band(axes[1][column], range(len(table)), each, prior, color=COLOURS[prior], marker="o")
                 axes[1][column].set_xticks(range(len(table)), ["all" if k is None else str(k) for k in table])
         axes[1][column].set_xlabel("proposals asked for at each decision")
-        for line in axes[:, column]:
-            line.legend(fontsize=7)
-            line.set_ylim(-2, 102)
+        for axis in axes[:, column]:
+            _finish(axis)
     figure.supylabel("success, %")
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -1,8 +1,8 @@
 """TextActionPolicy: an actor and a critic over frozen vectors of texts, for `FastKLPPO` on text games.
 
 A state is a row of numbers, [2 + A] int64: the ids of the instruction, of the observation and of the admissible
-actions, and PADDING behind them. The actor's logit of an action is f(e(state), e(action)), the critic's value v(e(state)); f is
-the network that `DQNPrior` calls Q. Padding is masked: it is never chosen, and has no gradient.
+actions, and PADDING behind them. The actor's logit of an action is f(e(state), e(action)), the critic's value
+v(e(state)); f is the network that `DQNPrior` calls Q. Padding is masked: it is never chosen, and has no gradient.
 
 Both output layers are zero at first: the first rollout is played uniformly whatever the inputs are scaled by, so that
 its texts can centre and scale them (`fit_inputs`) without making anything stale that it holds.
