@@ -1,5 +1,7 @@
 """Tests of lago_fast.text_training."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -236,3 +238,10 @@ def test_evaluation_counts_whole_episodes_of_every_env():
     assert scores.length.tolist() == [2] * 9
     assert scores.total_reward == pytest.approx(np.full(9, 0.3))
     assert not scores.success.any()
+
+
+def test_the_page_of_text_priors_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).resolve().parents[1] / "docs" / "text_priors.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(page.split("```python\n")[1].split("```")[0], "text_priors.md", "exec"), {"__name__": "page"})
+    assert capsys.readouterr().out.startswith("success 1.00 in 3.0 steps")
