@@ -5,7 +5,7 @@ Tests: tests/envs/test_textworld.py. The package: https://github.com/microsoft/T
 
 import os
 import tempfile
-import warnings
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,14 @@ from typing import Any, Literal
 
 from lago_fast.envs.game_memo import Turn
 from lago_fast.envs.story_games import StoryGames
-from lago_fast.envs.textworld_games import HELD_OUT, LEVELS, Level, generate, import_textworld
+from lago_fast.envs.textworld_games import (
+    HELD_OUT,
+    LEVELS,
+    Level,
+    generate,
+    import_textworld,
+    unknown_to_the_interpreter,
+)
 from lago_fast.errors import UnknownTask, UnsupportedArgument
 
 FILE_HORIZON = 50
@@ -38,14 +45,17 @@ class TextWorldEngine:
             lost=True,
             policy_commands=True,
         )
-        with warnings.catch_warnings():
-            # The interpreter knows the scores of old commercial games only; TextWorld's say theirs themselves.
-            warnings.filterwarnings("ignore", "Game '.*' is not fully supported")
+        with unknown_to_the_interpreter():
             self._game, self._answers = textworld.start(str(path), request_infos=asked), answers
+
+        self._places: dict[str, str] = {}
+        self._moved: list[str] = []  # things that changed their place, the last one last
 
     def reset(self) -> Turn:
         """Start the game anew."""
-        return self._turn(self._game.reset(), "")
+        state = self._game.reset()
+        self._places, self._moved = _places(state), []
+        return self._turn(state, "")
 
     def step(self, command: str) -> Turn:
         """Take an admissible command."""
@@ -53,9 +63,12 @@ class TextWorldEngine:
         return self._turn(state, _answer(state.feedback) if self._answers else "")
 
     def _turn(self, state: Any, answer: str) -> Turn:
-        policy = state.policy_commands
+        policy, places = state.policy_commands, _places(state)
+        gone = [thing for thing in {**self._places, **places} if self._places.get(thing) != places.get(thing)]
+        self._moved = [thing for thing in self._moved if thing not in gone] + gone
+        self._places = places
         return Turn(
-            key=(_world(state), answer),
+            key=(_world(state, self._moved, places), answer),
             instruction=_plain(state.objective),
             observation=" ".join(filter(None, (answer, _plain(state.description), _plain(state.inventory)))),
             admissible=tuple(state.admissible_commands),
@@ -70,10 +83,22 @@ class TextWorldEngine:
         self._game.close()
 
 
-def _world(state: Any) -> Hashable:
-    """All that decides what follows: the facts, and which quests are still open."""
+def _world(state: Any, moved: Sequence[str], places: dict[str, str]) -> Hashable:
+    """All that decides what follows: the facts, which quests are still open, and the order in which things are told.
+
+    The interpreter names the things of one place in an order that depends on when each was last put there.
+    """
     quests = state["_game_progression"].quest_progressions
-    return frozenset(state["_facts"]), tuple((quest.nb_completions, quest.done) for quest in quests), state.score
+    shared = {place for place, count in Counter(places.values()).items() if count > 1}
+    order = frozenset((place, tuple(thing for thing in moved if places.get(thing) == place)) for place in shared)
+    progress = tuple((quest.nb_completions, quest.done) for quest in quests)
+    return frozenset(state["_facts"]), progress, state.score, order
+
+
+def _places(state: Any) -> dict[str, str]:
+    """Where each thing lies, by their names in the facts."""
+    facts = (fact for fact in state["_facts"] if fact.name in ("in", "on", "at") and fact.names[0] != "P")
+    return {fact.names[0]: fact.names[1] for fact in facts}
 
 
 def _plain(text: str | None) -> str:
