@@ -1,7 +1,7 @@
 """Policy-based learning of text games with a language prior: PPO's variational form, and how any learner is scored.
 
-`make_text_ppo` maximises E[sum_t gamma^t (r_t - alpha KL(policy || prior))]: kl_coef is alpha, and kl_placement says
-whether the KL is charged in the reward, as the formula has it, or in the loss of each update.
+`make_text_ppo` maximises E[sum_t gamma^t (r_t - alpha KL(policy || prior))] with kl_placement="both" and kl_coef alpha;
+"loss" and "reward" are the two terms of its gradient, each by itself.
 Source: arXiv 2410.07927 (its policy-based variant). Test: pytest tests/test_text_training.py
 """
 

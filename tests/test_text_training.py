@@ -98,7 +98,7 @@ def test_masked_actions_are_never_taken_and_have_no_gradient():
     assert bool((grads[0][mask] != 0).any())
 
 
-@pytest.mark.parametrize("placement", ["loss", "reward"])
+@pytest.mark.parametrize("placement", ["loss", "reward", "both"])
 def test_native_code_learns_what_the_definition_learns(placement):
     found, start = {}, None
     for impl in ("reference", "auto"):
@@ -153,8 +153,9 @@ def test_without_a_prior_it_is_ppo():
         {"prior": None},
         {"prior": way(), "kl_placement": "loss", "kl_coef": 0.05},
         {"prior": way(), "kl_placement": "reward", "kl_coef": 0.05},
+        {"prior": way(), "kl_placement": "both", "kl_coef": 0.05},
     ],
-    ids=["ppo", "loss", "reward"],
+    ids=["ppo", "loss", "reward", "both"],
 )
 def test_learns_a_small_game(options):
     model = make(**options)
@@ -167,9 +168,10 @@ def test_learns_a_small_game(options):
     assert scores.total_reward == pytest.approx(np.ones(8))
 
 
-def test_variational_optimum_of_a_heavy_prior():
+@pytest.mark.parametrize("placement", ["loss", "both"])
+def test_variational_optimum_of_a_heavy_prior(placement):
     """A KL that weighs more than any reward leaves the prior: in the tower it shouts as often as the prior says."""
-    model = make(way(), kl_coef=20.0, prior_floor=0.0, starts=MIXED, envs=16)
+    model = make(way(), kl_coef=20.0, kl_placement=placement, prior_floor=0.0, starts=MIXED, envs=16)
     model.learn(8192)
     said = model.policy.get_distribution(torch.from_numpy(model.env.array_lane.texts.number(state_of(["tower"]))))
     assert said.distribution.probs[0].tolist() == pytest.approx([2 / 6, 3 / 6, 1 / 6], abs=0.05)

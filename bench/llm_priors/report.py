@@ -22,7 +22,7 @@ from bench.llm_priors.work import FRACTIONS, GAMES, KL_COEF, PRIORS, SAMPLING_FR
 T_90 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}
 LAST = 3  # evaluations that "final success" averages over
 COLOURS = {"": "0.4", "zero_shot": "tab:blue", "few": "tab:orange", "fitted": "tab:green"}
-STYLES = {"dqn": "-", "dqn_prior": "-", "ppo": "-", "kl_ppo_loss": "-", "kl_ppo_reward": "--"}
+STYLES = {"dqn": "-", "dqn_prior": "-", "ppo": "-", "kl_ppo_loss": "-", "kl_ppo_reward": ":", "kl_ppo_both": "--"}
 Rows = list[dict[str, Any]]
 
 
@@ -73,7 +73,7 @@ def area(row: dict[str, Any]) -> float:
 
 def arms_of(rows: Rows, game: str) -> list[tuple[str, str]]:
     """Return the arms without data of a game, with their priors, as they are listed."""
-    order = ["random", "prior", "dqn", "dqn_prior", "ppo", "kl_ppo_loss", "kl_ppo_reward"]
+    order = ["random", "prior", "dqn", "dqn_prior", "ppo", "kl_ppo_loss", "kl_ppo_reward", "kl_ppo_both"]
     found = {(row["arm"], row["prior"]) for row in rows if row["game"] == game and row["fraction"] == 0}
     return sorted(found, key=lambda a: (order.index(a[0]), ["", *PRIORS].index(a[1])))
 
@@ -224,7 +224,7 @@ def plot_online(rows: Rows, path: Path) -> None:
     """Draw success over env steps, values in the upper row and policies in the lower."""
     figure, axes = plt.subplots(2, len(GAMES), figsize=(5 * len(GAMES), 7), sharey=True)
     for column, game in enumerate(GAMES):
-        for line, arms in enumerate((("dqn", "dqn_prior"), ("ppo", "kl_ppo_loss", "kl_ppo_reward"))):
+        for line, arms in enumerate((("dqn", "dqn_prior"), ("ppo", "kl_ppo_loss", "kl_ppo_reward", "kl_ppo_both"))):
             axis = axes[line][column]
             for arm, prior in arms_of(rows, game):
                 if arm not in arms:

@@ -47,12 +47,13 @@ from bench.llm_priors.work import (
 from lago_fast import runs
 from lago_fast.algorithms.cql_prior import CQLPrior
 from lago_fast.algorithms.dqn_prior import DQNPrior
+from lago_fast.algorithms.kl_coefficient import LinearSchedule
 from lago_fast.algorithms.posterior_sampler import PosteriorSampler
 from lago_fast.envs.text_transitions import take_episodes
 from lago_fast.text_training import Chooses, TextScores, evaluate_text, make_text_ppo
 
-ONLINE = ("dqn", "dqn_prior", "ppo", "kl_ppo_loss", "kl_ppo_reward")
-NEEDS_PRIOR = ("prior", "dqn_prior", "kl_ppo_loss", "kl_ppo_reward", "cql_prior")
+ONLINE = ("dqn", "dqn_prior", "ppo", "kl_ppo_loss", "kl_ppo_reward", "kl_ppo_both")
+NEEDS_PRIOR = ("prior", "dqn_prior", "kl_ppo_loss", "kl_ppo_reward", "kl_ppo_both", "cql_prior")
 ROWS = "runs.jsonl"
 
 
@@ -165,10 +166,11 @@ def _played(job: Job, made: Made | None) -> dict[str, Any]:
         placement = job.arm.removeprefix("kl_ppo_") if prior else "loss"
         model = make_text_ppo(
             env, prior, embeds, max_actions=GAMES[job.game].max_actions, seed=job.seed, kl_placement=placement,
-            kl_coef=KL_COEF[placement], **PPO,
+            kl_coef=LinearSchedule(*KL_COEF[placement], 0.5), **PPO,
         )  # fmt: skip
-    curve = Curve(lambda m: _score(job, m), given.online_steps // given.evaluations, prior)
-    model.learn(given.online_steps, callback=curve)
+    steps = given.value_steps if isinstance(model, DQNPrior) else given.policy_steps
+    curve = Curve(lambda m: _score(job, m), steps // given.evaluations, prior)
+    model.learn(steps, callback=curve)
     queries = {"queries": prior.asked, "first_sightings": prior.first_sightings} if prior else {}
     return {
         **_both(job, model),

@@ -37,7 +37,7 @@ FRACTIONS = (0.01, 0.03, 0.1, 0.3, 1.0)
 SAMPLING_FRACTION = 0.1  # the data of the Q that posterior sampling is shown with
 DRAWS = (1, 2, 5, 10, None)  # None: the whole answer of the prior
 EVAL_SEED, WALK_SEED, DATA_SEED = 900_000, 10_000, 20_000  # apart from the seeds of training
-TEMPERATURE = 0.1  # of a fitted prior: fitted to a handful of walkthroughs, it is surer than it should be
+TEMPERATURE = 0.2  # of a fitted prior: fitted to a handful of walkthroughs, it is surer than it should be
 NOISE = 0.5  # share of random actions in the offline data
 
 
@@ -45,7 +45,8 @@ NOISE = 0.5  # share of random actions in the offline data
 class Budget:
     """Of one game; `smoke` shrinks it."""
 
-    online_steps: int
+    value_steps: int  # env steps of DQN and DQN-Prior
+    policy_steps: int  # of the policies
     evaluations: int  # of a training run, evenly spaced
     episodes: int  # of an evaluation
     data_episodes: int  # of the full offline data
@@ -72,8 +73,8 @@ class Game:
 
 def _textworld(seed: int, envs: int, folder: Path) -> TextGames:
     # two games of its own for each seed
-    files = [generate("medium", 2 * seed + i, folder / "games") for i in range(2)]
-    return make_textworld(envs, files, answers=False, horizon=30, seed=seed)
+    files = [generate("easy", 2 * seed + i, folder / "games") for i in range(2)]
+    return make_textworld(envs, files, answers=False, horizon=20, seed=seed)
 
 
 def _overcooked(seed: int, envs: int, folder: Path) -> TextGames:
@@ -87,25 +88,27 @@ def _frozen_lake(seed: int, envs: int, folder: Path) -> TextGames:
 
 
 GAMES = {
-    "textworld": Game(_textworld, {FEW: 1, FITTED: 2}, 48, Budget(16_000, 16, 48, 300, 1_500)),
-    "overcooked": Game(_overcooked, {FEW: 1, FITTED: 10}, 8, Budget(24_000, 24, 48, 300, 2_000)),
-    "frozen_lake": Game(_frozen_lake, {FEW: 1, FITTED: 10}, 4, Budget(6_000, 12, 48, 0, 0), offline=False),
+    "textworld": Game(_textworld, {FEW: 1, FITTED: 2}, 48, Budget(6_000, 16_000, 15, 48, 300, 1_500)),
+    "overcooked": Game(_overcooked, {FEW: 1, FITTED: 10}, 8, Budget(20_000, 32_000, 20, 48, 300, 2_000)),
+    "frozen_lake": Game(_frozen_lake, {FEW: 1, FITTED: 10}, 4, Budget(6_000, 12_000, 12, 48, 0, 0), offline=False),
 }
-SMOKE = Budget(200, 2, 4, 20, 20)
+SMOKE = Budget(200, 200, 2, 4, 20, 20)
 
 DQN = {
     "learning_rate": 5e-4,
-    "batch_size": 64,
-    "gradient_steps": 4,
+    "batch_size": 128,
+    "gradient_steps": 16,
     "learning_starts": 500,
     "buffer_size": 20_000,
     "exploration_fraction": 0.5,
     "alpha": 0.1,
+    "gamma": 0.95,
     "k": 5,
 }
-CQL = {"learning_rate": 1e-3, "batch_size": 128, "cql_coef": 1.0, "alpha": 0.1, "k": 5}
+CQL = {"learning_rate": 1e-3, "batch_size": 128, "cql_coef": 1.0, "alpha": 0.1, "gamma": 0.95, "k": 5}
 PPO = {"n_steps": 64, "batch_size": 128, "n_epochs": 6, "learning_rate": 1e-3, "ent_coef": 0.01}
-KL_COEF = {"loss": 0.05, "reward": 0.02}
+# falls from one to the other until half of the steps are spent
+KL_COEF = {"loss": (0.3, 0.01), "reward": (0.1, 0.005), "both": (0.1, 0.005)}
 
 
 @cache

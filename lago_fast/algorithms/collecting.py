@@ -185,13 +185,13 @@ class CollectingPPO(GuardedPPO):
         return self.policy.predict_values(self._buffer.as_tensors(observations)).flatten()
 
     def _query_prior(self, prior: ActionPrior) -> None:
-        """Ask the prior once about every collected step; with kl_placement="reward", charge its KL."""
+        """Ask the prior once about every collected step; charge its KL unless kl_placement="loss"."""
         buffer = self._buffer
         assert not isinstance(self._head, PolicysOwnHead)
         query_prior(prior, buffer, self._head, self._prior_ids, self._prior_rows)
         for key, value in prior.telemetry().items():
             self.logger.record(key, value)
-        if self.kl_placement == "reward":
+        if self.kl_placement != "loss":
             kl = self._prior_kl(
                 tuple(o.flatten(0, 1) for o in buffer.policy_outputs),
                 tuple(o.flatten(0, 1) for o in buffer.prior_outputs),

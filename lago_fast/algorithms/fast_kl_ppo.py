@@ -55,7 +55,9 @@ class FastKLPPO(CollectingPPO):
         target_prior_kl: nats, for kl_coef="auto": the coefficient grows by 1.5 after a rollout whose mean
             KL is above 1.5 times the target and shrinks by 1.5 below the target over 1.5.
         kl_direction: "policy_prior" is KL(policy || prior), "prior_policy" the other one.
-        kl_placement: "loss" adds the KL to the loss; "reward" subtracts it from each step's reward.
+        kl_placement: "loss" adds the KL to the loss; "reward" subtracts it from each step's reward; "both" does both,
+            and is the gradient of E[sum_t gamma^t (r_t - kl_coef KL_t)]: a KL in the reward is the same for every
+            action of its own state, so that it moves the policy there by the states that follow alone.
         prior_temperature: the prior is raised to 1 / temperature and renormalised.
         warm_start: spend the first rollout on fitting the policy to the prior, with no PPO update.
         guard: let the KL of a task (or instruction) count by whether the prior, which plays some episodes of its own
@@ -120,14 +122,14 @@ class FastKLPPO(CollectingPPO):
             raise UnsupportedArgument("rollout_buffer_class, rollout_buffer_kwargs: the buffer is part of this trainer")
         if kl_direction not in ("policy_prior", "prior_policy"):
             raise UnsupportedArgument(f"kl_direction={kl_direction!r}: choose 'policy_prior' or 'prior_policy'")
-        if kl_placement not in ("loss", "reward"):
-            raise UnsupportedArgument(f"kl_placement={kl_placement!r}: choose 'loss' or 'reward'")
+        if kl_placement not in ("loss", "reward", "both"):
+            raise UnsupportedArgument(f"kl_placement={kl_placement!r}: choose 'loss', 'reward' or 'both'")
         if prior_temperature <= 0:
             raise UnsupportedArgument(f"prior_temperature={prior_temperature}: give a number above 0")
         if warm_start and prior is None and _init_setup_model:
             raise UnsupportedArgument("warm_start: there is nothing to start from without a prior; pass prior=")
         guard_settings = settings_of(guard)
-        if guard_settings is not None and (kl_placement == "reward" or kl_coef == "auto"):
+        if guard_settings is not None and (kl_placement != "loss" or kl_coef == "auto"):
             raise UnsupportedArgument(
                 "guard: it weighs the KL in the loss by itself; use kl_placement='loss' and a kl_coef"
             )
@@ -361,7 +363,7 @@ class FastKLPPO(CollectingPPO):
 
     def _coefficients(self) -> dict[str, float | None]:
         progress = self._current_progress_remaining
-        in_loss = self.prior is not None and self.kl_placement == "loss"
+        in_loss = self.prior is not None and self.kl_placement != "reward"
         return {
             "clip_range": self.clip_range(progress),  # type: ignore[operator]
             "clip_range_vf": None if self.clip_range_vf is None else self.clip_range_vf(progress),  # type: ignore[operator]
