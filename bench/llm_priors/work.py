@@ -108,7 +108,7 @@ DQN = {
 CQL = {"learning_rate": 1e-3, "batch_size": 128, "cql_coef": 1.0, "alpha": 0.1, "gamma": 0.95, "k": 5}
 PPO = {"n_steps": 64, "batch_size": 128, "n_epochs": 6, "learning_rate": 1e-3, "ent_coef": 0.01}
 # falls from one to the other until half of the steps are spent
-KL_COEF = {"loss": (0.3, 0.01), "reward": (0.1, 0.005), "both": (0.1, 0.005)}
+KL_COEF = {"loss": (0.3, 0.01), "reward": (0.1, 0.005), "both": (0.3, 0.01)}
 
 
 @cache
