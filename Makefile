@@ -18,7 +18,7 @@ STRESS := $${CXX:-c++} -std=c++17 -O1 -g -pthread -Icsrc csrc/core/threads.cc cs
 LOSSES_STRESS := $${CXX:-c++} -std=c++17 -O1 -g -pthread -Wno-psabi -ffp-contract=fast -Icsrc csrc/core/threads.cc \
   csrc/ops/ppo_kl_categorical.cc csrc/ops/ppo_kl_gaussian.cc tests/native/threads_stress.cc
 
-.PHONY: help install demo clevr test lint format type wheel bench gpu-report asan tsan fuzz kill soak cuda sanitizer
+.PHONY: help install demo clevr test lint format type wheel bench llm-priors gpu-report asan tsan fuzz kill soak cuda sanitizer
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -52,6 +52,10 @@ wheel: .venv/.installed  ## dist/*.whl
 
 bench: .venv/.installed  ## the benchmarks
 	$(BIN)/python -m pytest bench --benchmark-only
+
+llm-priors: .venv/.installed  ## language priors on text games, five seeds on two cores: runs/llm_priors; goes on where it stopped
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.llm_priors.run runs/llm_priors
+	$(BIN)/python -m bench.llm_priors.report runs/llm_priors
 
 # In whatever environment PYTHON is: one with torch and triton is enough for a part of it.
 gpu-report:  ## OUT=dir: what a machine with an NVIDIA GPU says, in nine minutes; PYTHON= names the environment

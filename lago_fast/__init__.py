@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lago_fast.priors.finetune import fit_prior
     from lago_fast.priors.latent_action import LatentActionPrior
     from lago_fast.text_demos import load_text_demos, save_text_demos
+    from lago_fast.text_training import evaluate_text, load_text_ppo, make_text_ppo
 
 __version__ = "0.1.0"
 
@@ -32,15 +33,18 @@ __all__ = [
     "LatentActionPrior",
     "StopOnSignals",
     "__version__",
+    "evaluate_text",
     "fit_prior",
     "load_demos",
     "load_text_demos",
+    "load_text_ppo",
     "make_alfworld",
     "make_clevr_robot",
     "make_frozen_lake",
     "make_metaworld",
     "make_overcooked",
     "make_text_expert",
+    "make_text_ppo",
     "make_textworld",
     "record_demos",
     "record_text_episodes",
@@ -53,15 +57,18 @@ _HOME = {
     "FastKLPPO": "lago_fast.algorithms.fast_kl_ppo",
     "LatentActionPrior": "lago_fast.priors.latent_action",
     "StopOnSignals": "lago_fast.algorithms.stopping",
+    "evaluate_text": "lago_fast.text_training",
     "fit_prior": "lago_fast.priors.finetune",
     "load_demos": "lago_fast.demos",
     "load_text_demos": "lago_fast.text_demos",
+    "load_text_ppo": "lago_fast.text_training",
     "make_alfworld": "lago_fast.envs.alfworld",
     "make_clevr_robot": "lago_fast.envs.clevr_robot",
     "make_frozen_lake": "lago_fast.envs.frozen_lake",
     "make_metaworld": "lago_fast.envs.metaworld",
     "make_overcooked": "lago_fast.envs.overcooked",
     "make_text_expert": "lago_fast.envs.text_recording",
+    "make_text_ppo": "lago_fast.text_training",
     "make_textworld": "lago_fast.envs.textworld",
     "record_demos": "lago_fast.demos",
     "record_text_episodes": "lago_fast.envs.text_recording",

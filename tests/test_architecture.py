@@ -88,6 +88,8 @@ RULES = {
     "lago_fast/__init__.py": Rule(inside_functions=ANYTHING),
     "lago_fast/stage_one.py": JOINS_ROOMS,
     "lago_fast/training.py": JOINS_ROOMS,
+    "lago_fast/text_lane.py": JOINS_ROOMS,
+    "lago_fast/text_training.py": JOINS_ROOMS,
     "lago_fast/throughput.py": JOINS_ROOMS,
     "lago_fast/report.py": JOINS_ROOMS,
     "lago_fast/audit.py": JOINS_ROOMS,

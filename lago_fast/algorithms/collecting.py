@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from lago_fast.algorithms.heads import PolicysOwnHead
+from lago_fast.algorithms.heads import CategoricalHead, PolicysOwnHead, TextHead
 from lago_fast.algorithms.kl_coefficient import KLCoefficient
 from lago_fast.algorithms.lanes import LaneStep, bounded_actions, episode_info
 from lago_fast.algorithms.micro_batches import Halving
@@ -25,6 +25,7 @@ from lago_fast.algorithms.prior_query import query_prior
 from lago_fast.algorithms.stage_clock import StageClock
 from lago_fast.algorithms.stepping import steps, torch_threads_beside
 from lago_fast.algorithms.workers import name_env
+from lago_fast.buffers import Observations, map_observations
 from lago_fast.errors import NonFiniteError, UnsupportedArgument
 from lago_fast.priors.base import ActionPrior
 
@@ -150,6 +151,8 @@ class CollectingPPO(OverlappingPPO):
         """
         buffer = self._buffer
         clock = self.stage_clock
+        if isinstance(self._head, TextHead):
+            self._head.fit_inputs(buffer.observations)
         buffer.bootstrap(self._values(self._last_obs) if last_values is None else last_values, terminal_values)
         clock.lap("policy")
         check_rollout({**observation_columns(buffer), "reward": buffer.rewards}, "mend the env")
@@ -197,23 +200,26 @@ class CollectingPPO(OverlappingPPO):
         return self.policy.predict_values(self._buffer.as_tensors(observations)).flatten()
 
     def _query_prior(self, prior: ActionPrior) -> None:
-        """Ask the prior once about every collected step; with kl_placement="reward", charge its KL."""
+        """Ask the prior once about every collected step; charge its KL unless kl_placement="loss"."""
         buffer = self._buffer
         assert not isinstance(self._head, PolicysOwnHead)
         query_prior(prior, buffer, self._head, self._prior_ids, self._prior_rows)
         for key, value in prior.telemetry().items():
             self.logger.record(key, value)
-        if self.kl_placement == "reward":
+        if self.kl_placement != "loss":
             kl = self._prior_kl(
                 tuple(o.flatten(0, 1) for o in buffer.policy_outputs),
                 tuple(o.flatten(0, 1) for o in buffer.prior_outputs),
+                map_observations(lambda column: column.flatten(0, 1), buffer.observations),
             )
             buffer.rewards -= self._kl_coefficient.value(self._current_progress_remaining) * kl.reshape_as(
                 buffer.rewards
             )
 
-    def _prior_kl(self, outputs: tuple[Tensor, ...], prior: tuple[Tensor, ...]) -> Tensor:
-        assert not isinstance(self._head, PolicysOwnHead)
-        return self._head.prior_kl(
-            outputs, prior, kl_direction=self.kl_direction, prior_temperature=self.prior_temperature
-        )
+    def _prior_kl(self, outputs: tuple[Tensor, ...], prior: tuple[Tensor, ...], observations: Observations) -> Tensor:
+        head = self._head
+        assert not isinstance(head, PolicysOwnHead)
+        options: dict[str, Any] = {"kl_direction": self.kl_direction, "prior_temperature": self.prior_temperature}
+        if isinstance(head, CategoricalHead):
+            options["action_mask"] = head.action_mask(observations)
+        return head.prior_kl(outputs, prior, **options)

@@ -32,6 +32,7 @@ from lago_fast.algorithms.numbers import Numbers, check_parameters
 from lago_fast.algorithms.prior_match import check_prior, match_env
 from lago_fast.algorithms.refusals import check_guidance, check_values
 from lago_fast.algorithms.stage_clock import StageClock
+from lago_fast.algorithms.text_policy import attach_encoder
 from lago_fast.algorithms.update_log import record_update
 from lago_fast.algorithms.workers import STEP_TIMEOUT_S, watch
 from lago_fast.buffers import RolloutBuffer
@@ -55,7 +56,9 @@ class FastKLPPO(CollectingPPO):
         target_prior_kl: nats, for kl_coef="auto": the coefficient grows by 1.5 after a rollout whose mean
             KL is above 1.5 times the target and shrinks by 1.5 below the target over 1.5.
         kl_direction: "policy_prior" is KL(policy || prior), "prior_policy" the other one.
-        kl_placement: "loss" adds the KL to the loss; "reward" subtracts it from each step's reward.
+        kl_placement: "loss" adds the KL to the loss; "reward" subtracts it from each step's reward; "both" does both,
+            and is the gradient of E[sum_t gamma^t (r_t - kl_coef KL_t)]: a KL in the reward is the same for every
+            action of its own state, so that it moves the policy there by the states that follow alone.
         prior_temperature: the prior is raised to 1 / temperature and renormalised.
         warm_start: spend the first rollout on fitting the policy to the prior, with no PPO update.
         guard: let the KL of a task (or instruction) count by whether the prior, which plays some episodes of its own
@@ -196,6 +199,7 @@ class FastKLPPO(CollectingPPO):
         users, self.policy_kwargs = self.policy_kwargs, {**self.policy_kwargs, **own}
         super()._setup_model()
         self.policy_kwargs = users
+        attach_encoder(self.policy, self.env)
         self._kl_coefficient = KLCoefficient(self.kl_coef, self.target_prior_kl, self.auto_kl_coef)
         self._head = make_head(self.policy, self._impl_of("mlp"))
         self._numbers, self._dropped, self._gradient_steps = Numbers(self.on_nan), False, 0
@@ -243,6 +247,7 @@ class FastKLPPO(CollectingPPO):
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Take another env of the same spaces, as in Stable-Baselines3; the prior's instructions are matched anew."""
         super().set_env(env, force_reset)
+        attach_encoder(self.policy, self.env)
         if self.env is not None:
             watch(self.env, self.step_timeout_s)
         if self.prior is not None and self.env is not None:
@@ -362,7 +367,7 @@ class FastKLPPO(CollectingPPO):
 
     def _coefficients(self) -> dict[str, float | None]:
         progress = self._current_progress_remaining
-        in_loss = self.prior is not None and self.kl_placement == "loss"
+        in_loss = self.prior is not None and self.kl_placement != "reward"
         return {
             "clip_range": self.clip_range(progress),  # type: ignore[operator]
             "clip_range_vf": None if self.clip_range_vf is None else self.clip_range_vf(progress),  # type: ignore[operator]
@@ -378,7 +383,9 @@ class FastKLPPO(CollectingPPO):
             for batch in self._buffer.get(self.batch_size, reuse=True, impl=self.impls["take_rows"]):
                 said, values = self._micro_batches.evaluate(self._head, batch)
                 outputs = tuple(output.requires_grad_() for output in said)
-                kl = (self._prior_kl(outputs, batch.prior) * batch.weight).sum() / batch.weight.sum().clamp(min=1)
+                kl = (
+                    self._prior_kl(outputs, batch.prior, batch.observations) * batch.weight
+                ).sum() / batch.weight.sum().clamp(min=1)
                 grads = (*torch.autograd.grad(kl, outputs), torch.zeros_like(values))
                 self._micro_batches.backward(self._head, batch, grads)
                 self._optimize(parameters)

@@ -1,7 +1,8 @@
 """What differs between policies, and nothing else: one class for each kind of distribution.
 
 A head turns a Stable-Baselines3 actor-critic into plain tensors, samples, and calls its loss op. Gaussian and
-categorical policies have a closed KL to a prior; all others go through the policy's own methods, without a prior.
+categorical policies have a closed KL to a prior, the categorical one over texts with a mask of its actions; all others
+go through the policy's own methods, without a prior.
 Test: pytest tests/algorithms/test_heads.py
 """
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lago_fast import ops
 from lago_fast.algorithms.networks import PolicyNetworks
+from lago_fast.algorithms.text_policy import TextActionPolicy
 from lago_fast.buffers import Observations, RolloutBatch
 from lago_fast.errors import PriorMismatch
 from lago_fast.priors.base import PriorOutput
@@ -145,6 +147,11 @@ class CategoricalHead:
         actions = torch.multinomial(log_probs.exp(), 1, generator=generator)
         return actions.squeeze(-1), log_probs.gather(-1, actions).squeeze(-1)
 
+    def action_mask(self, observations: Observations) -> Tensor | None:
+        """Return True where an action is allowed, [B, A] bool; None: every action is."""
+        del observations
+        return None
+
     def prior_outputs(self, prior: PriorOutput) -> tuple[Tensor, ...]:
         """Return the prior's (log_probs [B, A],)."""
         if prior.log_probs is None:
@@ -182,9 +189,39 @@ class CategoricalHead:
             batch.old_values,
             batch.weight,
             prior_log_probs,
+            action_mask=self.action_mask(batch.observations),
             kl_weight=batch.kl_weight,
         )
         return ops.ppo_kl_categorical_loss_and_grads(inputs, ops.CategoricalCoefficients(**coefficients), **options)
+
+
+class TextHead(CategoricalHead):
+    """Categorical over the admissible actions of a text game: an observation says which ones these are."""
+
+    policy: TextActionPolicy
+
+    def forward(self, observations: Observations) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return (logits [B, A],), which mean nothing where an action is masked, and values [B]."""
+        assert isinstance(observations, Tensor)
+        logits, values = self.policy.logits_and_values(observations)
+        return (logits,), values
+
+    def act(self, observations: Observations, generator: torch.Generator | None = None) -> Acted:
+        """Sample allowed actions, by torch's own generator unless another is given."""
+        outputs, values = self.forward(observations)
+        masked = outputs[0].masked_fill(~self.action_mask(observations), -torch.inf)
+        actions, log_prob = self.sample((masked,), generator)
+        return Acted(actions, values, log_prob, outputs)
+
+    def action_mask(self, observations: Observations) -> Tensor:
+        """Return True where an action is admissible, [B, A] bool."""
+        assert isinstance(observations, Tensor)
+        return self.policy.action_mask(observations)
+
+    def fit_inputs(self, observations: Observations) -> None:
+        """Let the first rollout's texts [T, N, 2 + A] scale the networks' inputs."""
+        assert isinstance(observations, Tensor)
+        self.policy.fit_inputs(observations.flatten(0, 1))
 
 
 class PolicysOwnHead:
@@ -250,6 +287,9 @@ def make_head(policy: ActorCriticPolicy, mlp_impl: str = "auto") -> Head:
     """Return the head of a policy, its networks computed by that implementation of the op `mlp`."""
     space, own = policy.action_space, type(policy)
     networks = PolicyNetworks(policy, ops.resolve("mlp", policy.device.type, mlp_impl)[0])
+    if isinstance(policy, TextActionPolicy):
+        assert isinstance(space, spaces.Discrete)
+        return TextHead(policy, space, networks)
     if all(getattr(own, name) is getattr(ActorCriticPolicy, name) for name in POLICY_METHODS):
         if isinstance(space, spaces.Box) and type(policy.action_dist) is DiagGaussianDistribution:
             return GaussianHead(policy, space, networks)

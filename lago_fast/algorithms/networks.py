@@ -88,7 +88,8 @@ def latents(policy: ActorCriticPolicy, observations: Observations) -> tuple[Tens
 
 def _plain(policy: ActorCriticPolicy) -> tuple[list[Linears], ops.Activation] | None:
     """Return the actor's and the critic's layers and their activation, None where a policy is not plain."""
-    space, body = policy.observation_space, policy.mlp_extractor
+    # a policy over texts has networks of another kind
+    space, body = policy.observation_space, getattr(policy, "mlp_extractor", None)
     vector = isinstance(space, spaces.Box) and space.dtype in (np.float32, np.float64) and len(space.shape) > 0
     extractors = {type(policy.pi_features_extractor), type(policy.vf_features_extractor)}
     # subclasses may do anything

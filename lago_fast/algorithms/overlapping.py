@@ -29,7 +29,7 @@ from torch import Tensor
 
 from lago_fast.algorithms.flat_adam import FlatAdam
 from lago_fast.algorithms.guarding import GuardedPPO
-from lago_fast.algorithms.heads import Head, PolicysOwnHead, make_head
+from lago_fast.algorithms.heads import Head, PolicysOwnHead, TextHead, make_head
 from lago_fast.algorithms.lanes import ArrayLane, LaneStep, array_lane_of
 from lago_fast.algorithms.numbers import Numbers
 from lago_fast.algorithms.stage_clock import StageClock
@@ -38,6 +38,7 @@ from lago_fast.buffers import RolloutBuffer
 from lago_fast.errors import UnsupportedArgument
 
 OVERLAPS = ("none", "update")
+THREAD = "rollout ahead"  # its name
 Step = tuple[np.ndarray, np.ndarray, LaneStep]  # actions as chosen, as the env took them, and what came of them
 
 
@@ -69,7 +70,7 @@ class RolloutAhead:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(device))  # which copied the policy
-        self._thread = threading.Thread(target=self._collect, name="rollout ahead")
+        self._thread = threading.Thread(target=self._collect, name=THREAD)
         self._thread.start()
 
     def join(self) -> None:
@@ -127,6 +128,10 @@ class OverlappingPPO(GuardedPPO):
             raise UnsupportedArgument(
                 "overlap='update': this policy draws from torch's global generator, which the update may use too; use "
                 "a Box or Discrete action space and a policy of Stable-Baselines3's without use_sde, or overlap='none'"
+            )
+        if isinstance(self._head, TextHead):
+            raise UnsupportedArgument(
+                "overlap='update': the copy of the policy would hold its text encoder twice; use overlap='none'"
             )
         if self.env is not None:
             _check_lane(array_lane_of(self.env) is not None)

@@ -17,8 +17,8 @@ def check_values(
     """Raise UnsupportedArgument, or DeviceUnavailable, for a value that has no meaning or cannot be had here."""
     if kl_direction not in ("policy_prior", "prior_policy"):
         raise UnsupportedArgument(f"kl_direction={kl_direction!r}: choose 'policy_prior' or 'prior_policy'")
-    if kl_placement not in ("loss", "reward"):
-        raise UnsupportedArgument(f"kl_placement={kl_placement!r}: choose 'loss' or 'reward'")
+    if kl_placement not in ("loss", "reward", "both"):
+        raise UnsupportedArgument(f"kl_placement={kl_placement!r}: choose 'loss', 'reward' or 'both'")
     if prior_temperature <= 0:
         raise UnsupportedArgument(f"prior_temperature={prior_temperature}: give a number above 0")
     check_overlap(overlap)
@@ -30,7 +30,7 @@ def check_guidance(*, has_prior: bool, warm_start: bool, guarded: bool, kl_place
     """Raise UnsupportedArgument where a guard or a warm start has nothing to work on."""
     if warm_start and not has_prior:
         raise UnsupportedArgument("warm_start: there is nothing to start from without a prior; pass prior=")
-    if guarded and (kl_placement == "reward" or kl_coef == "auto"):
+    if guarded and (kl_placement != "loss" or kl_coef == "auto"):
         raise UnsupportedArgument(
             "guard: it weighs the KL in the loss by itself; use kl_placement='loss' and a kl_coef"
         )

@@ -60,6 +60,7 @@ stable_baselines3.common.torch_layers: FlattenExtractor NatureCNN CombinedExtrac
 stable_baselines3.common.buffers: RolloutBuffer DictRolloutBuffer
 stable_baselines3.common.utils: FloatSchedule ConstantSchedule LinearSchedule
 lago_fast.algorithms.kl_coefficient: LinearSchedule
+lago_fast.algorithms.text_policy: TextActionPolicy
 """
 ALLOWED = frozenset(
     (module, name)

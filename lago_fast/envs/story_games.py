@@ -6,6 +6,7 @@ import numpy as np
 
 from lago_fast.envs.game_memo import Engine, GameMemo, Play
 from lago_fast.envs.text_games import Outcome, TextGames
+from lago_fast.errors import UnsupportedArgument
 
 
 class StoryGames(TextGames):
@@ -26,6 +27,16 @@ class StoryGames(TextGames):
     def engine_steps(self) -> int:
         """How many commands were given to the games' engines, all in all; the others were known."""
         return sum(memo.engine_steps for memo in self._memos)
+
+    def share(self, other: "StoryGames") -> None:
+        """Let both know what either has seen of the same games, from the next reset on; one process, one thread.
+
+        Raises:
+            UnsupportedArgument: `other` has another number of games.
+        """
+        if len(other._memos) != len(self._memos):
+            raise UnsupportedArgument(f"other: it has {len(other._memos)} games, this one {len(self._memos)}")
+        self._memos, self._plays = other._memos, []
 
     def expert(self) -> np.ndarray:
         """Return the first commands [N] of ways to win from here; 0 where none is known, or the episode is over."""

@@ -15,6 +15,7 @@ from lago_fast.algorithms.checkpoint import newest, paths_in
 from lago_fast.algorithms.checkpoint_every import CheckpointEvery
 from lago_fast.algorithms.guard import GuardSettings
 from lago_fast.algorithms.kl_coefficient import LinearSchedule
+from lago_fast.algorithms.overlapping import THREAD
 from lago_fast.envs.sb3_adapter import SB3VecEnv
 from tests.algorithms.array_points import ArrayPoints
 from tests.algorithms.point_env import PointEnv, ScriptedPrior
@@ -39,15 +40,16 @@ class Watch(BaseCallback):
 
     def __init__(self, stop_at=None):
         super().__init__()
-        self.events, self.steps, self.before_update, self.rollouts, self.threads = [], [], [], [], set()
+        self.events, self.steps, self.before_update, self.rollouts = [], [], [], []
+        self.running, self.callers = set(), set()  # names of threads
         self.stop_at = stop_at
 
     def _on_rollout_start(self):
         self.events.append("start")
-        self.threads |= {thread.name for thread in threading.enumerate()}
+        self.running |= {thread.name for thread in threading.enumerate()}
 
     def _on_step(self):
-        self.threads.add(threading.current_thread().name)
+        self.callers.add(threading.current_thread().name)
         self.events.append("step")
         self.steps.append((self.num_timesteps, self.locals["new_obs"].copy()))
         return self.num_timesteps != self.stop_at and len(self.steps) != self.stop_at
@@ -89,7 +91,8 @@ def test_a_rollout_is_of_the_policy_of_before_the_update_and_says_so():
 def test_callbacks_see_every_step_in_order_in_their_own_thread():
     trained, watch = watched()
     assert watch.events == ["start", *["step"] * 16, "end"] * (len(watch.events) // 18)
-    assert watch.threads == {"MainThread"}
+    assert THREAD not in watch.running
+    assert watch.callers == {threading.main_thread().name}
     counts = [count for count, _ in watch.steps]
     assert counts == sorted(counts)
     assert trained.num_timesteps == counts[-1]
@@ -99,7 +102,7 @@ def test_callbacks_see_every_step_in_order_in_their_own_thread():
     returned = np.stack([obs for _, obs in watch.steps])
     seen = np.concatenate([observations.numpy() for observations, *_ in watch.rollouts])
     np.testing.assert_array_equal(returned[:-1], seen[1:])
-    assert threading.active_count() == 1
+    assert THREAD not in {thread.name for thread in threading.enumerate()}
 
 
 CASES = {
@@ -202,7 +205,7 @@ def test_an_env_that_raises_ahead_is_named_where_it_is_read():
     assert "step 4 of iteration 1" in caught.value.__notes__[0]
     assert len(watch.steps) == 16 + 4
     assert failing._n_updates == 2  # the update beside it was whole
-    assert threading.active_count() == 1
+    assert THREAD not in {thread.name for thread in threading.enumerate()}
 
 
 class NotFinite(ArrayPoints):
@@ -250,7 +253,7 @@ def test_an_update_that_fails_waits_for_the_rollout_and_the_run_goes_on_where_th
     trained._update = fails.__get__(trained)
     with pytest.raises(Broken):
         trained.learn(LONG)
-    assert threading.active_count() == 1
+    assert THREAD not in {thread.name for thread in threading.enumerate()}
     trained._update = whole.__get__(trained)
     watch = Watch()
     trained.learn(1, callback=watch, reset_num_timesteps=False)

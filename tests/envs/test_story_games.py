@@ -4,8 +4,10 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from lago_fast.envs.story_games import StoryGames
+from lago_fast.errors import UnsupportedArgument
 
 spec = importlib.util.spec_from_file_location("story_engines", Path(__file__).with_name("story_engines.py"))
 story_engines = importlib.util.module_from_spec(spec)
@@ -67,3 +69,15 @@ def test_games_are_drawn_evenly():
     counts += np.bincount(env.game, minlength=3)
     assert counts.min() > 150
     assert env.engine_steps <= 3 * 300
+
+
+def test_environments_that_share_ask_an_engine_once():
+    first, second = make(2), make(2)
+    second.share(first)
+    for env in (first, second):
+        env.reset(0)
+        for _ in range(20):
+            env.step(np.zeros(2, int))
+    assert first.engine_steps == second.engine_steps > 0
+    with pytest.raises(UnsupportedArgument, match="3 games"):
+        first.share(make(2, games=3))
