@@ -250,5 +250,5 @@ def test_the_page_of_text_priors_runs_as_it_stands(tmp_path, monkeypatch, capsys
 
 
 def test_an_overlapped_update_is_refused():
-    with pytest.raises(UnsupportedArgument, match="overlap='update'.*encoder"):
+    with pytest.raises(UnsupportedArgument, match=r"overlap='update'.*encoder"):
         make(overlap="update")
