@@ -21,7 +21,7 @@ from bench.llm_priors.work import FRACTIONS, GAMES, KL_COEF, PRIORS, SAMPLING_FR
 
 T_90 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}
 LAST = 3  # evaluations that "final success" averages over
-COLOURS = {"": "0.4", "zero_shot": "tab:blue", "few": "tab:orange", "fitted": "tab:green"}
+COLOURS = {"": "0.4", "zero_shot": "tab:blue", "fitted": "tab:green"}
 STYLES = {"dqn": "-", "dqn_prior": "-", "ppo": "-", "kl_ppo_loss": "-", "kl_ppo_reward": ":", "kl_ppo_both": "--"}
 Rows = list[dict[str, Any]]
 

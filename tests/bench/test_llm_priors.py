@@ -28,10 +28,10 @@ def offline(arm, prior, fraction, success, walked=0, seed=0):
 
 
 def test_steps_to_a_success_count_walkthroughs():
-    rows = [trained("dqn_prior", "few", [0.2, 0.8, 0.9, 1.0], walked=14)]
+    rows = [trained("dqn_prior", "fitted", [0.2, 0.8, 0.9, 1.0], walked=14)]
     assert report.steps_to(rows, 0.8) == 214
     assert report.steps_to(rows, 1.1) == float("inf")
-    both = [*rows, trained("dqn_prior", "few", [0.0, 0.0, 0.9, 1.0], seed=1, walked=16)]
+    both = [*rows, trained("dqn_prior", "fitted", [0.0, 0.0, 0.9, 1.0], seed=1, walked=16)]
     assert report.steps_to(both, 0.8) == 315  # of the mean curve
 
 
@@ -43,30 +43,30 @@ def test_interval_by_hand():
 
 def test_online_criterion_by_hand():
     base = [trained("dqn", "", [0.0, 0.3, 0.6, 0.9], seed=s) for s in range(2)]
-    own = [trained("dqn_prior", "few", [0.7, 0.9, 0.9, 0.9], seed=s, walked=10) for s in range(2)]
-    found = report.criteria(base + own)["online overcooked dqn_prior few"]
+    own = [trained("dqn_prior", "fitted", [0.7, 0.9, 0.9, 0.9], seed=s, walked=10) for s in range(2)]
+    found = report.criteria(base + own)["online overcooked dqn_prior fitted"]
     assert found["baseline_final"] == pytest.approx(0.6)  # of the last three
     assert (found["steps"], found["baseline_steps"]) == (110, 300)
     assert found["mean_success_minus_baseline"] == pytest.approx(0.85 - 0.45)
 
 
 def test_offline_criterion_charges_the_walkthroughs():
-    rows = [offline("cql", "", 1.0, 0.8), offline("cql_prior", "few", 0.01, 0.5, 14)]
-    rows += [offline("cql_prior", "few", 0.03, 0.9, 14), offline("cql_prior", "few", 0.1, 1.0, 14)]
-    found = report.criteria(rows)["offline overcooked few"]
+    rows = [offline("cql", "", 1.0, 0.8), offline("cql_prior", "fitted", 0.01, 0.5, 14)]
+    rows += [offline("cql_prior", "fitted", 0.03, 0.9, 14), offline("cql_prior", "fitted", 0.1, 1.0, 14)]
+    found = report.criteria(rows)["offline overcooked fitted"]
     assert found["fraction"] == 0.03
     assert found["share_spent"] == pytest.approx(0.044)
 
 
 def test_queries_per_thousand_steps():
-    rows = [trained("dqn_prior", "few", [1, 1, 1, 1], seed=s, queries=500, first_sightings=50) for s in range(2)]
+    rows = [trained("dqn_prior", "fitted", [1, 1, 1, 1], seed=s, queries=500, first_sightings=50) for s in range(2)]
     assert report.query_figures(rows) == pytest.approx((1250, 125, 10))
 
 
 def test_report_shows_every_arm(tmp_path):
-    rows = [trained("dqn", "", [0, 0.3, 0.6, 0.9]), trained("dqn_prior", "few", [0.7, 0.9, 0.9, 0.9], walked=10)]
+    rows = [trained("dqn", "", [0, 0.3, 0.6, 0.9]), trained("dqn_prior", "fitted", [0.7, 0.9, 0.9, 0.9], walked=10)]
     text = "\n".join(report.lines(rows))
-    assert "| dqn_prior | few | 10 | 90 | 85 | 110 | 0.37 |" in text
+    assert "| dqn_prior | fitted | 10 | 90 | 85 | 110 | 0.37 |" in text
     report.plot_online(rows, tmp_path / "online.png")
     report.plot_offline(rows, tmp_path / "offline.png")
     assert (tmp_path / "online.png").stat().st_size > 1000
