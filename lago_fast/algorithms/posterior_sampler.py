@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from lago_fast.algorithms.proposals import check_alpha, draw, draws_of, greedy, posterior, propose
+from lago_fast.algorithms.proposals import check_alpha, draw, draws_of, greedy, posterior, propose, typical
 from lago_fast.algorithms.text_states import TextState, check_frozen, playing_rows, prior_answer, rows_of
 from lago_fast.errors import NonFiniteError, UnsupportedArgument
 from lago_fast.priors.text_base import TextActionPrior
@@ -66,8 +66,8 @@ class PosteriorSampler:
         Args:
             observation: the states; one without actions, of which the episode is over, gets 0, which a text
                 environment ignores there and refuses elsewhere.
-            deterministic: the posterior's likeliest action, argmax of Q / alpha + log p over all that the prior does
-                not exclude.
+            deterministic: the posterior's likeliest action, argmax of Q / alpha + log p over what `k` draws from the
+                prior hold more often than not.
 
         Raises:
             UnsupportedArgument: Q has another shape than the admissible actions.
@@ -81,10 +81,10 @@ class PosteriorSampler:
         said, q = prior_answer(self.prior, states), self._q(states)
         if q.shape != said.shape:
             raise UnsupportedArgument(f"q: it returned {tuple(q.shape)} for actions of shape {tuple(said.shape)}")
-        weights = said if deterministic else propose(said, self.draws, self.generator)
+        weights = typical(said, self.draws) if deterministic else propose(said, self.draws, self.generator)
         if not bool(torch.isfinite(q[weights > -torch.inf]).all()):
             raise NonFiniteError("q: of a proposed action it is NaN or infinite; mend it")
-        drawn = greedy(posterior(q, said, self.alpha), said) if deterministic else self._draw(q, weights)
+        drawn = greedy(posterior(q, weights, self.alpha), weights) if deterministic else self._draw(q, weights)
         choice[rows] = drawn.numpy()
         return choice, None
 

@@ -7,12 +7,15 @@ frequencies, which are these weights already: its proposals are its answer as it
 Source: arXiv 2410.07927. Test: pytest tests/algorithms/test_proposals.py
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from lago_fast.errors import UnsupportedArgument
+
+RARE = 0.5  # probability of being proposed below which an action is not chosen deterministically
 
 
 def check_alpha(alpha: float) -> None:
@@ -67,6 +70,23 @@ def propose(log_probs: Tensor, k: int | None, generator: Generator | None = None
     drawn = draw(log_probs.exp(), k, generator)
     count = torch.zeros_like(log_probs).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=log_probs.dtype))
     return (count / k).log().masked_fill(log_probs == -torch.inf, -torch.inf)
+
+
+def typical(log_probs: Tensor, k: int | None) -> Tensor:
+    """Return the log-weights [B, A] of the actions that k draws hold more often than not, and of the likeliest one.
+
+    What is chosen deterministically is chosen among these: of an action that is hardly ever proposed, Q was hardly
+    ever corrected.
+
+    Args:
+        log_probs: [B, A], a prior's answer.
+        k: draws; None: the whole answer.
+    """
+    if k is None or log_probs.numel() == 0:
+        return log_probs
+    missed = k * torch.log1p(-log_probs.exp().clamp(max=1))  # log-probability that no draw is the action
+    rare = (missed > math.log(1 - RARE)).scatter(1, log_probs.argmax(dim=1, keepdim=True), False)
+    return log_probs.masked_fill(rare, -torch.inf)
 
 
 def posterior(q: Tensor, log_weights: Tensor, alpha: float) -> Tensor:

@@ -18,7 +18,7 @@ from stable_baselines3.common.utils import configure_logger
 from torch import Tensor
 
 from lago_fast.algorithms.flat_adam import FlatAdam
-from lago_fast.algorithms.proposals import check_alpha, draw, draws_of, greedy, posterior, propose
+from lago_fast.algorithms.proposals import check_alpha, draw, draws_of, greedy, posterior, propose, typical
 from lago_fast.algorithms.text_q import TextQNetwork, q_values, vectors
 from lago_fast.algorithms.text_replay import TextBatch
 from lago_fast.algorithms.text_saving import write_model
@@ -112,8 +112,8 @@ class TextLearner:
         Args:
             observation: the states; one without actions, of which the episode is over, gets 0, which a text
                 environment ignores there and refuses elsewhere.
-            deterministic: the posterior's likeliest action, argmax of Q / alpha + log p over all that the prior does
-                not exclude; else as while learning.
+            deterministic: the posterior's likeliest action, argmax of Q / alpha + log p over what `k` draws from the
+                prior hold more often than not; else as while learning.
         """
         rows = playing_rows(observation)
         choice = np.zeros(len(observation.observation), dtype=np.int64)
@@ -128,7 +128,8 @@ class TextLearner:
         """Return an index [B] into the actions of states, at least one, that all have some."""
         q = self._q(self.network, seen)
         if deterministic:
-            return greedy(posterior(q, seen.log_prior, self.alpha), seen.log_prior)
+            weights = typical(seen.log_prior, self.draws)
+            return greedy(posterior(q, weights, self.alpha), weights)
         return self._explore(q, propose(seen.log_prior, self.draws, self.generator))
 
     def _explore(self, q: Tensor, log_weights: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lago_fast.algorithms.proposals import check_alpha, draw, draws_of, greedy, posterior, propose
+from lago_fast.algorithms.proposals import check_alpha, draw, draws_of, greedy, posterior, propose, typical
 from lago_fast.errors import UnsupportedArgument
 
 P = torch.tensor([[0.7, 0.2, 0.1, 0.0]])
@@ -58,6 +58,16 @@ def test_the_posterior_by_hand():
     assert found.tolist()[0] == pytest.approx([first, 1 - first, 0.0])
     colder = posterior(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.25, 0.75]]).log(), 0.5).exp()
     assert colder[0, 0].item() == pytest.approx(0.25 * math.e**2 / (0.25 * math.e**2 + 0.75))
+
+
+@pytest.mark.parametrize(("k", "kept"), [(1, 1), (2, 2), (5, 3), (10, 4), (None, 4)])
+def test_what_draws_hold_more_often_than_not(k, kept):
+    """Of two draws 1 - 0.68^2 = 0.54 hold the second action, of five 0.502 the third, of ten 0.52 the last."""
+    log_probs = torch.tensor([[0.48, 0.32, 0.13, 0.07]]).log()
+    found = typical(log_probs, k)
+    assert (found > -math.inf).sum() == kept
+    assert found[0, :kept].tolist() == log_probs[0, :kept].tolist()
+    assert typical(torch.full((1, 2), -math.inf), k).tolist() == [[-math.inf] * 2]
 
 
 def test_the_best_is_looked_for_among_the_proposals():
