@@ -21,7 +21,7 @@ from bench.llm_priors.work import FRACTIONS, GAMES, KL_COEF, PRIORS, SAMPLING_FR
 
 T_90 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015, 6: 1.943, 7: 1.895, 8: 1.860, 9: 1.833}
 LAST = 3  # evaluations that "final success" averages over
-COLOURS = {"": "0.4", "zero_shot": "tab:blue", "fitted": "tab:green"}
+COLOURS = {"": "0.4", "zero_shot": "tab:blue", "transfer": "tab:orange", "fitted": "tab:green"}
 STYLES = {"dqn": "-", "dqn_prior": "-", "ppo": "-", "kl_ppo_loss": "-", "kl_ppo_reward": ":", "kl_ppo_both": "--"}
 Rows = list[dict[str, Any]]
 
@@ -101,7 +101,7 @@ def online(rows: Rows, game: str) -> Iterator[str]:
 
 def offline(rows: Rows, game: str) -> Iterator[str]:
     """Yield the table of a game's fractions of data."""
-    arms = [("cql", ""), *(("cql_prior", prior) for prior in PRIORS)]
+    arms = [("cql", ""), ("cql_walk", ""), *(("cql_prior", prior) for prior in GAMES[game].priors)]
     yield "| of the data | transitions | " + " | ".join(f"{a} {p}".strip() for a, p in arms) + " |"
     yield "|---|---|" + "---|" * len(arms)
     for fraction in FRACTIONS:
@@ -134,12 +134,13 @@ def query_figures(own: Rows) -> tuple[float, float, float]:
 
 def sampling(rows: Rows, game: str) -> Iterator[str]:
     """Yield the table of posterior sampling with the Q of a tenth of the data."""
-    found = {prior: _sampling(rows, game, prior) for prior in PRIORS}
-    yield "| proposals | " + " | ".join(PRIORS) + " |"
-    yield "|---|" + "---|" * len(PRIORS)
+    priors = GAMES[game].priors
+    found = {prior: _sampling(rows, game, prior) for prior in priors}
+    yield "| proposals | " + " | ".join(priors) + " |"
+    yield "|---|" + "---|" * len(priors)
     ks = next((list(table) for table in found.values() if table), [])
     for k in ks:
-        yield f"| {'all' if k is None else k} | " + " | ".join(shown(found[p].get(k, [])) for p in PRIORS) + " |"
+        yield f"| {'all' if k is None else k} | " + " | ".join(shown(found[p].get(k, [])) for p in priors) + " |"
 
 
 def _sampling(rows: Rows, game: str, prior: str) -> dict[int | None, list[float]]:
@@ -154,7 +155,7 @@ def criteria(rows: Rows) -> dict[str, Any]:
     """Return what was to be reached and what was, zero-shot and fitted priors apart."""
     found: dict[str, Any] = {"seeds": sorted({row["seed"] for row in rows})}
     for game, about in GAMES.items():
-        for prior in PRIORS:
+        for prior in about.priors:
             if about.offline:
                 found[f"offline {game} {prior}"] = _offline_criterion(rows, game, prior)
             for arm in ("dqn_prior", *(f"kl_ppo_{placement}" for placement in KL_COEF)):
@@ -245,7 +246,7 @@ def plot_offline(rows: Rows, path: Path) -> None:
     names = [game for game, about in GAMES.items() if about.offline]
     figure, axes = plt.subplots(2, len(names), figsize=(5 * len(names), 7), sharey=True)
     for column, game in enumerate(names):
-        for arm, prior in (("cql", ""), *(("cql_prior", prior) for prior in PRIORS)):
+        for arm, prior in (("cql", ""), ("cql_walk", ""), *(("cql_prior", prior) for prior in GAMES[game].priors)):
             at = [of(rows, game=game, arm=arm, prior=prior, fraction=fraction) for fraction in FRACTIONS]
             if all(at):
                 spent = [
@@ -254,9 +255,10 @@ def plot_offline(rows: Rows, path: Path) -> None:
                 ]
                 seeds = min(map(len, at))
                 each = np.array([[row["success"] for row in own[:seeds]] for own in at]).T
-                _band(axes[0][column], spent, each, f"{arm} {prior}".strip(), color=COLOURS[prior], marker="o")
+                colour = "tab:red" if arm == "cql_walk" else COLOURS[prior]
+                _band(axes[0][column], spent, each, f"{arm} {prior}".strip(), color=colour, marker="o")
         axes[0][column].set(title=game, xscale="log", xlabel="transitions, walkthroughs included, % of the data")
-        for prior in PRIORS:
+        for prior in GAMES[game].priors:
             table = _sampling(rows, game, prior)
             if table:
                 seeds = min(map(len, table.values()))

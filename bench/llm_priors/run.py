@@ -26,12 +26,12 @@ from bench.llm_priors.work import (
     DRAWS,
     ENVS,
     EVAL_SEED,
+    FITTED,
     FRACTIONS,
     GAMES,
     KL_COEF,
     NOISE,
     PPO,
-    PRIORS,
     SAMPLING_FRACTION,
     SEEDS,
     Counted,
@@ -43,6 +43,8 @@ from bench.llm_priors.work import (
     make_prior,
     prior_alone,
     record,
+    together,
+    walkthroughs,
 )
 from lago_fast import runs
 from lago_fast.algorithms.cql_prior import CQLPrior
@@ -53,6 +55,7 @@ from lago_fast.envs.text_transitions import take_episodes
 from lago_fast.text_training import Chooses, TextScores, evaluate_text, make_text_ppo
 
 ONLINE = ("dqn", "dqn_prior", "ppo", "kl_ppo_loss", "kl_ppo_reward", "kl_ppo_both")
+OFFLINE = ("cql", "cql_walk", "cql_prior")  # cql_walk: CQL, given the walkthroughs too
 NEEDS_PRIOR = ("prior", "dqn_prior", "kl_ppo_loss", "kl_ppo_reward", "kl_ppo_both", "cql_prior")
 ROWS = "runs.jsonl"
 
@@ -78,9 +81,9 @@ def jobs(seeds: tuple[int, ...], folder: Path, smoke: bool) -> Iterator[Job]:
         for name, game in GAMES.items():
             arms = [("random", 0.0), ("prior", 0.0), *((arm, 0.0) for arm in ONLINE)]
             if game.offline:
-                arms += [(arm, fraction) for arm in ("cql", "cql_prior") for fraction in FRACTIONS]
+                arms += [(arm, fraction) for arm in OFFLINE for fraction in FRACTIONS]
             for arm, fraction in arms:
-                for prior in PRIORS if arm in NEEDS_PRIOR else ("",):
+                for prior in game.priors if arm in NEEDS_PRIOR else ("",):
                     yield Job(name, seed, arm, prior, fraction, smoke, folder)
 
 
@@ -122,8 +125,8 @@ def run(job: Job) -> dict[str, Any]:
     done = _offline(job, made) if job.fraction else _played(job, made)
     return {
         **dict(zip(("game", "seed", "arm", "prior", "fraction"), job.key, strict=True)),
-        **done,
         "walkthrough_steps": made.walkthrough_steps if made else 0,
+        **done,
         "wall_s": round(time.perf_counter() - started, 2),
         "commit": runs.provenance()["commit"],
     }
@@ -189,14 +192,24 @@ def _offline(job: Job, made: Made | None) -> dict[str, Any]:
     # a prefix of one order: a larger fraction holds the smaller ones
     order = np.random.default_rng(job.seed).permutation(whole)
     part = take_episodes(data, order[: max(1, round(job.fraction * whole))])
+    recorded = len(part.choice)
+    if job.arm == "cql_walk" or job.prior == FITTED:
+        # who has paid for walkthroughs of this game may learn from them
+        walked = walkthroughs(job.game, job.seed, job.folder)
+        spent = {"walkthrough_steps": len(walked.choice)}
+        part = together(part, walked)
+    else:
+        spent = {}
     model = CQLPrior(part, prior, embedder(job.folder), seed=job.seed, **CQL)
     model.learn(given.offline_updates)
-    found: dict[str, Any] = _both(job, model)
+    found: dict[str, Any] = _summary(_score(job, model, deterministic=True))
+    found["drawn_success"] = float(_score(job, model).success.mean())
     if prior is not None and job.fraction == SAMPLING_FRACTION:
         found["sampling"] = [_sampled(job, prior, model, k) for k in DRAWS]
     return {
         **found,
-        "transitions": len(part.choice),
+        **spent,
+        "transitions": recorded,
         "full_transitions": len(data.choice),
         "data_success": float(data.success.mean()),
     }

@@ -28,16 +28,18 @@ from lago_fast.priors.embed_prior import EmbedPrior
 from lago_fast.priors.text_base import TextActionPrior
 from lago_fast.priors.text_embedder import TextEmbedder
 
-SEEDS = (1, 2, 3, 4, 5)
+SEEDS = (6, 7, 8, 9, 10)
 PILOT_SEED = 100
 ENVS = 16
-ZERO_SHOT, FITTED = "zero_shot", "fitted"
-PRIORS = (ZERO_SHOT, FITTED)
-FRACTIONS = (0.01, 0.03, 0.1, 0.3, 1.0)
-SAMPLING_FRACTION = 0.1  # the data of the Q that posterior sampling is shown with
+ZERO_SHOT, TRANSFER, FITTED = "zero_shot", "transfer", "fitted"
+PRIORS = (ZERO_SHOT, TRANSFER, FITTED)
+# with the walkthroughs, 0.08 of the data are less than a tenth
+FRACTIONS = (0.01, 0.03, 0.08, 0.3, 1.0)
+SAMPLING_FRACTION = 0.08  # the data of the Q that posterior sampling is shown with
 DRAWS = (1, 2, 5, 10, None)  # None: the whole answer of the prior
 EVAL_SEED, WALK_SEED, DATA_SEED = 900_000, 10_000, 20_000  # apart from the seeds of training
-TEMPERATURE = 0.2  # of a fitted prior: fitted to a handful of walkthroughs, it is surer than it should be
+OTHER_GAMES, OTHER_COUNT = 5_000, 10  # numbers of the games that "transfer" is fitted to, from here on, and how many
+TEMPERATURE = 0.1  # of a head fitted to walkthroughs: to a handful of them it is surer than it should be
 NOISE = 0.5  # share of random actions in the offline data
 
 
@@ -60,20 +62,28 @@ class Game:
     Args:
         make: (seed, environments, folder) -> the games of a seed.
         walkthroughs: that the prior "fitted" is fitted to.
+        held_out: share of them that says when to stop fitting; 0 where each shows a game that no other shows.
         max_actions: A of the policies.
         offline: whether it is part of the offline comparison.
+        priors: of PRIORS.
     """
 
     make: Callable[[int, int, Path], TextGames]
     walkthroughs: int
+    held_out: float
     max_actions: int
     budget: Budget
     offline: bool = True
+    priors: tuple[str, ...] = (ZERO_SHOT, FITTED)
 
 
 def _textworld(seed: int, envs: int, folder: Path) -> TextGames:
     # two games of its own for each seed
-    files = [generate("easy", 2 * seed + i, folder / "games") for i in range(2)]
+    return _stories([2 * seed + i for i in range(2)], seed, envs, folder)
+
+
+def _stories(numbers: Sequence[int], seed: int, envs: int, folder: Path) -> TextGames:
+    files = [generate("easy", number, folder / "games") for number in numbers]
     return make_textworld(envs, files, answers=False, horizon=20, seed=seed)
 
 
@@ -88,9 +98,9 @@ def _frozen_lake(seed: int, envs: int, folder: Path) -> TextGames:
 
 
 GAMES = {
-    "textworld": Game(_textworld, 2, 48, Budget(6_000, 10_000, 15, 48, 300, 1_500)),
-    "overcooked": Game(_overcooked, 10, 8, Budget(20_000, 32_000, 20, 48, 300, 2_000)),
-    "frozen_lake": Game(_frozen_lake, 10, 4, Budget(6_000, 12_000, 12, 48, 0, 0), offline=False),
+    "textworld": Game(_textworld, 2, 0.0, 48, Budget(3_000, 10_000, 30, 48, 300, 1_500), priors=PRIORS),
+    "overcooked": Game(_overcooked, 10, 0.2, 8, Budget(20_000, 32_000, 20, 48, 300, 2_000)),
+    "frozen_lake": Game(_frozen_lake, 10, 0.2, 4, Budget(6_000, 12_000, 12, 48, 0, 0), offline=False),
 }
 SMOKE = Budget(200, 200, 2, 4, 20, 20)
 
@@ -98,7 +108,7 @@ DQN = {
     "learning_rate": 5e-4,
     "batch_size": 128,
     "gradient_steps": 16,
-    "learning_starts": 500,
+    "learning_starts": 100,
     "buffer_size": 20_000,
     "exploration_fraction": 0.5,
     "alpha": 0.02,
@@ -184,25 +194,41 @@ def fitted(kind: str, name: str, seed: int, folder: Path) -> EmbedPrior:
     embeds = embedder(folder)
     if kind == ZERO_SHOT:
         return EmbedPrior(embeds)
-    walked = walkthroughs(name, seed, GAMES[name].walkthroughs, folder)
-    exact = fit_embed_prior(embeds, walked, seed=seed)
+    walked = walkthroughs(name, seed, folder) if kind == FITTED else walkthroughs_of_others(seed, folder)
+    held_out = GAMES[name].held_out if kind == FITTED else 0.0
+    exact = fit_embed_prior(embeds, walked, val_fraction=held_out, seed=seed)
     prior = EmbedPrior(embeds, temperature=TEMPERATURE, head=exact.head)
     prior.metrics = exact.metrics
     return prior
 
 
-def walkthroughs(name: str, seed: int, count: int, folder: Path) -> TextTransitions:
+def walkthroughs(name: str, seed: int, folder: Path) -> TextTransitions:
     """Return episodes of the scripted expert, each of another game where a seed has several."""
-    env = games(name, seed, ENVS, folder, "record")
+    env, count = games(name, seed, ENVS, folder, "record"), GAMES[name].walkthroughs
     played = record(env, 4 * ENVS, 0.0, WALK_SEED + seed)
+    return _one_of_each(played, count) if name == "textworld" else take_episodes(played, range(count))
+
+
+@cache
+def walkthroughs_of_others(seed: int, folder: Path) -> TextTransitions:
+    """Return one walkthrough of each of OTHER_COUNT TextWorld games that are not those of any seed."""
+    numbers = range(OTHER_GAMES + OTHER_COUNT * seed, OTHER_GAMES + OTHER_COUNT * (seed + 1))
+    return _one_of_each(record(_stories(numbers, seed, ENVS, folder), 16 * ENVS, 0.0, WALK_SEED + seed), OTHER_COUNT)
+
+
+def _one_of_each(played: TextTransitions, count: int) -> TextTransitions:
+    """Return the first episode of each game, in the order of their texts, so that it is the same in every run."""
     first: dict[str, int] = {}
-    starts = [int(np.flatnonzero(played.episode_id == e)[0]) for e in range(len(played.success))]
-    if name == "textworld":
-        for episode, row in enumerate(starts):
-            first.setdefault(played.instruction[row], episode)
-        # in the order of their texts, so that the first are the same in every run
-        return take_episodes(played, [first[text] for text in sorted(first)][:count])
-    return take_episodes(played, range(count))
+    for episode in range(len(played.success)):
+        first.setdefault(played.instruction[int(np.flatnonzero(played.episode_id == episode)[0])], episode)
+    return take_episodes(played, [first[text] for text in sorted(first)][:count])
+
+
+def together(one: TextTransitions, other: TextTransitions) -> TextTransitions:
+    """Return the episodes of both."""
+    other = other._replace(episode_id=other.episode_id + len(one.success))
+    columns = zip(one, other, strict=True)
+    return TextTransitions(*(np.concatenate(c) if isinstance(c[0], np.ndarray) else [*c[0], *c[1]] for c in columns))
 
 
 def record(env: TextGames, episodes: int, noise: float, seed: int) -> TextTransitions:

@@ -10,6 +10,8 @@ import torch
 
 from bench.llm_priors import report, run, work
 from lago_fast.algorithms.dqn_prior import DQNPrior
+from lago_fast.envs.text_recording import record_text_episodes
+from lago_fast.envs.text_transitions import check_transitions
 from lago_fast.priors.cached_text_prior import CachedTextPrior
 from tests.algorithms.text_fakes import FakeEncoder, FakePrior, TableGame
 
@@ -52,7 +54,7 @@ def test_online_criterion_by_hand():
 
 def test_offline_criterion_charges_the_walkthroughs():
     rows = [offline("cql", "", 1.0, 0.8), offline("cql_prior", "fitted", 0.01, 0.5, 14)]
-    rows += [offline("cql_prior", "fitted", 0.03, 0.9, 14), offline("cql_prior", "fitted", 0.1, 1.0, 14)]
+    rows += [offline("cql_prior", "fitted", 0.03, 0.9, 14), offline("cql_prior", "fitted", 0.08, 1.0, 14)]
     found = report.criteria(rows)["offline overcooked fitted"]
     assert found["fraction"] == 0.03
     assert found["share_spent"] == pytest.approx(0.044)
@@ -72,10 +74,20 @@ def test_report_shows_every_arm(tmp_path):
     assert (tmp_path / "online.png").stat().st_size > 1000
 
 
+def test_the_episodes_of_both_are_whole():
+    env = TableGame(4)
+    one, other = (record_text_episodes(env, lambda state: [0] * len(state.observation), n, n) for n in (2, 3))
+    both = work.together(one, other)
+    check_transitions(both)
+    assert len(both.success) == 5
+    assert both.observation == one.observation + other.observation
+    assert both.reward.tolist() == [*one.reward, *other.reward]
+
+
 def test_jobs_have_one_key_each():
     keys = [job.key for job in run.jobs((0, 1), Path(), False)]
     assert len(keys) == len(set(keys))
-    assert {key[2] for key in keys} == {"random", "prior", "cql", "cql_prior", *run.ONLINE}
+    assert {key[2] for key in keys} == {"random", "prior", *run.OFFLINE, *run.ONLINE}
 
 
 def test_counts_first_sightings_as_the_cache_does_and_not_those_of_evaluations():
