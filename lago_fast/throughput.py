@@ -1,9 +1,11 @@
 """Env steps per second of training: ours, bare stepping, and stable-baselines3's PPO, interleaved in one process.
 
 All arms: same tasks, number of envs, horizon, network, hyper-parameters and torch threads. Only valid env steps count.
+A window is as long as an episode or longer: starting one costs up to a quarter of playing it, in every arm.
 Test: pytest tests/test_throughput.py
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,7 +28,7 @@ from lago_fast.report import stages
 from lago_fast.training import kl_schedule, make_env, ppo_settings
 
 ROUNDS = 3
-Arm = Callable[[], tuple[int, float]]  # one more window -> valid env steps, seconds
+Arm = Callable[[], tuple[int, float]]  # one more rollout -> valid env steps, seconds
 
 
 class Rates(NamedTuple):
@@ -43,7 +45,7 @@ class Rates(NamedTuple):
 def measure(
     experiment: Experiment, stage: stage_one.StageOne, student: ActionPrior, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Return median env steps/s per arm over ROUNDS interleaved windows of one rollout each.
+    """Return median env steps/s per arm over ROUNDS interleaved windows.
 
     Python Meta-World is an order slower: each of its two vector envs is timed in one window, after a warm-up of
     a few steps, and the faster one is reported. Other environments have no such counterpart.
@@ -83,8 +85,9 @@ def interleaved(
         experiment: settings.
         table: [M, Z], what policies see of the instructions; None with one task.
         priors: name of an arm -> its prior, None for plain PPO.
-        rounds: windows of one rollout (and its update) per arm, taken in turns after one of warm-up.
+        rounds: windows of whole rollouts (and their updates) per arm, taken in turns after a rollout of warm-up.
     """
+    rollouts = rollouts_of(experiment)
     models: dict[str, FastKLPPO] = {}
     with ExitStack() as opened:
         arms: dict[str, Arm] = {"raw": opened.enter_context(_raw(experiment))}
@@ -99,13 +102,23 @@ def interleaved(
         warm = {name: dict(model.stage_clock.total) for name, model in models.items()}
         for _ in range(rounds):
             for name, arm in arms.items():
-                steps, seconds = arm()
-                windows[name].append(steps / seconds)
+                windows[name].append(_rate(arm, rollouts))
     spent = {
         name: {stage: seconds - warm[name][stage] for stage, seconds in model.stage_clock.total.items()}
         for name, model in models.items()
     }
     return Rates(windows, {name: stages([seconds]) for name, seconds in spent.items()})
+
+
+def rollouts_of(experiment: Experiment) -> int:
+    """Return how many rollouts a window has, so that episodes start in it as often as they do in training."""
+    return math.ceil(experiment.env.max_episode_steps / experiment.train.n_steps)
+
+
+def _rate(arm: Arm, rollouts: int) -> float:
+    """Return the env steps/s of a window."""
+    steps, seconds = zip(*(arm() for _ in range(rollouts)), strict=True)
+    return sum(steps) / sum(seconds)
 
 
 def on_python(experiment: Experiment, rows: dict[str, np.ndarray] | None) -> dict[str, float]:
@@ -138,13 +151,13 @@ def _raw(experiment: Experiment) -> Iterator[Arm]:
     observation, instruction_id = env.reset()
     view = View(observation, observation, instruction_id, env)
 
-    def window() -> tuple[int, float]:
+    def rollout() -> tuple[int, float]:
         started, steps = time.perf_counter(), 0
         for _ in range(experiment.train.n_steps):
             steps += int(env.step(act(view)).valid.sum())
         return steps, time.perf_counter() - started
 
-    yield window
+    yield rollout
     env.close()
 
 
@@ -152,7 +165,7 @@ def _raw(experiment: Experiment) -> Iterator[Arm]:
 def _ours(
     experiment: Experiment, table: np.ndarray | None, prior: ActionPrior | None
 ) -> Iterator[tuple[Arm, FastKLPPO]]:
-    """Train with the settings of the experiment's arms, `overlap` aside: a window is one rollout and its update."""
+    """Train with the settings of the experiment's arms, `overlap` aside."""
     env = make_env(experiment.env, 0, table)
     train = experiment.train
     model = FastKLPPO(
@@ -187,7 +200,7 @@ def _learn(model: PPO) -> tuple[int, float]:
 
 
 def _sb3_on_python(experiment: Experiment, rows: dict[str, np.ndarray] | None, kind: type[VecEnv]) -> float:
-    """Return env steps/s of one iteration of stable-baselines3's PPO on Python Meta-World."""
+    """Return env steps/s of a window of stable-baselines3's PPO on Python Meta-World."""
     makers = official_makers(experiment.env.tasks, experiment.env.num_envs, experiment.env.max_episode_steps, rows)
     # fork: the workers share what is imported already, and start in seconds
     env = SubprocVecEnv(makers, start_method="fork") if kind is SubprocVecEnv else DummyVecEnv(makers)
@@ -196,7 +209,6 @@ def _sb3_on_python(experiment: Experiment, rows: dict[str, np.ndarray] | None, k
         env.reset()
         for _ in range(3):
             env.step(np.zeros((env.num_envs, ACTION_DIM), np.float32))
-        steps, seconds = _learn(model)
+        return _rate(lambda: _learn(model), rollouts_of(experiment))
     finally:
         env.close()
-    return steps / seconds

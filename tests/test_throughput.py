@@ -8,7 +8,8 @@ from lago_fast.envs.metaworld import task_phrasings
 from lago_fast.presets import EnvSettings, Experiment, TrainSettings
 from lago_fast.training import groups_of
 
-TINY = ("--num-envs", "2", "--n-steps", "8", "--batch-size", "8", "--n-epochs", "1", "--rounds", "2")
+TINY = ("--num-envs", "2", "--n-steps", "8", "--batch-size", "8", "--n-epochs", "1", "--rounds", "2",
+        "--max-episode-steps", "10")  # fmt: skip
 
 
 def test_the_median_is_over_the_windows_of_one_arm():
@@ -34,6 +35,14 @@ def test_every_arm_takes_its_turn_and_only_ours_have_stages():
     assert all(rate > 0 for windows in rates.windows.values() for rate in windows)
     assert set(rates.stages) == {"ppo"}
     assert sum(stage["share"] for stage in rates.stages["ppo"].values()) == pytest.approx(1)
+
+
+def test_a_window_is_no_shorter_than_an_episode():
+    env = EnvSettings(tasks=("reach",), max_episode_steps=200)
+    counts = [throughput.rollouts_of(Experiment(env=env, train=TrainSettings(n_steps=n))) for n in (128, 200, 500)]
+    assert counts == [2, 1, 1]
+    rolled = iter([(10, 1.0), (30, 3.0), (20, 1.0)])
+    assert throughput._rate(lambda: next(rolled), 3) == 12
 
 
 def test_lago_bench_prints_rates_and_stages_and_writes_them(tmp_path, capsys):

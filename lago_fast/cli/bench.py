@@ -69,8 +69,9 @@ class Bench(Command):
         python = throughput.on_python(experiment, throughput.plainest_rows(self.tasks, table)) if self.python else {}
         windows = {**rates.windows, **{name: [rate] for name, rate in python.items()}}
         print_rates(windows)
+        steps = self.rounds * throughput.rollouts_of(experiment) * self.n_steps * self.num_envs
         for arm, stages in rates.stages.items():
-            console.print_stages(f"where the time of {arm} went", stages, self.rounds * self.n_steps * self.num_envs)
+            console.print_stages(f"where the time of {arm} went", stages, steps)
         if self.json is not None:
             about = {"settings": experiment, "windows": windows, "stages": rates.stages, **runs.provenance()}
             self.json.parent.mkdir(parents=True, exist_ok=True)
