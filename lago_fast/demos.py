@@ -47,6 +47,7 @@ def record_demos(
     path: str | os.PathLike[str],
     *,
     action_noise: float = 0.0,
+    noisy_tasks: Sequence[str] = (),
     success_only: bool = False,
     stop_after_success: int | None = None,
     seed: int = 0,
@@ -67,6 +68,7 @@ def record_demos(
         path: folder of the dataset.
         action_noise: std of the Gaussian noise added to the expert's action before it is clipped to the box;
             the noisy action is executed, and it is the one recorded. 0 where actions are discrete.
+        noisy_tasks: the tasks whose expert gets the noise; none: all of them.
         success_only: keep only episodes with a success at any step.
         stop_after_success: end an episode so many steps after its first success (0: right there), flagged as
             truncated; None plays all `max_episode_steps`.
@@ -86,6 +88,7 @@ def record_demos(
     tasks = suite.check_tasks(tasks)
     _at_least(1, episodes_per_task=episodes_per_task, num_envs_per_task=num_envs_per_task)
     _check_noise(suite, action_noise)
+    _check_noisy(noisy_tasks, tasks, action_noise)
     if stop_after_success is not None:
         _at_least(0, stop_after_success=stop_after_success)
     path = Path(os.path.abspath(path))
@@ -93,6 +96,7 @@ def record_demos(
     minari = import_minari()
     settings = {
         "action_noise": action_noise,
+        "noisy_tasks": list(noisy_tasks),
         "success_only": success_only,
         "stop_after_success": stop_after_success,
         "seed": seed,
@@ -107,7 +111,7 @@ def record_demos(
         for task in tasks:
             played = suite.play_expert(
                 task,
-                action_noise=action_noise,
+                action_noise=action_noise if task in (noisy_tasks or tasks) else 0.0,
                 stop_after_success=stop_after_success,
                 seed=seed,
                 max_episode_steps=max_episode_steps,
@@ -254,6 +258,14 @@ def _at_least(lowest: int, **arguments: float) -> None:
     for name, value in arguments.items():
         if not lowest <= value < float("inf"):
             raise UnsupportedArgument(f"{name}={value}: give a finite number, {lowest} or more")
+
+
+def _check_noisy(noisy_tasks: Sequence[str], tasks: Sequence[str], action_noise: float) -> None:
+    strangers = [task for task in noisy_tasks if task not in tasks]
+    if strangers:
+        raise UnsupportedArgument(f"noisy_tasks: {strangers} are not among the tasks recorded, {list(tasks)}")
+    if noisy_tasks and not action_noise:
+        raise UnsupportedArgument("noisy_tasks: with action_noise=0 no task is noisy; give it, or leave them out")
 
 
 def _check_noise(suite: Suite, action_noise: float) -> None:

@@ -38,6 +38,7 @@ class DemoSettings:
 
     episodes_per_task: int = 3  # demonstrated episodes of each task
     action_noise: float = 0.0  # standard deviation of noise on the expert's actions, which lie in -1..1
+    noisy_tasks: tuple[str, ...] = ()  # tasks whose expert gets the noise; none: all
     success_only: bool = False  # keep only episodes in which the task was solved
     num_envs_per_task: int = 10  # simulators that are played side by side
     seed: int = 1000  # decides start positions, goals, wording and noise of the demonstrations

@@ -113,6 +113,7 @@ def record(experiment: Experiment, path: Path, *, overwrite: bool = False) -> De
         experiment.demos.episodes_per_task,
         path,
         action_noise=experiment.demos.action_noise,
+        noisy_tasks=experiment.demos.noisy_tasks,
         seed=experiment.demos.seed,
         max_episode_steps=experiment.env.max_episode_steps,
         success_only=experiment.demos.success_only,

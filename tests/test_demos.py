@@ -288,6 +288,14 @@ def test_actions_outside_the_box_are_clipped_on_reading(damaged):
     assert np.abs(actions).max() == 1.0
 
 
+def test_only_the_tasks_named_are_noisy(tmp_path):
+    tasks, options = ["drawer-open", "reach"], {"seed": 4, "max_episode_steps": 20, "num_envs_per_task": 1}
+    clean = load_demos(record_demos(tasks, 1, tmp_path / "clean", **options))
+    noisy = load_demos(record_demos(tasks, 1, tmp_path / "x", action_noise=0.5, noisy_tasks=["reach"], **options))
+    for k, same in ((clean.tasks.index("drawer-open"), True), (clean.tasks.index("reach"), False)):
+        assert np.array_equal(clean.actions[clean.task_id == k], noisy.actions[noisy.task_id == k]) == same
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -295,6 +303,8 @@ def test_actions_outside_the_box_are_clipped_on_reading(damaged):
         ({"episodes_per_task": 0}, UnsupportedArgument, "episodes_per_task=0"),
         ({"action_noise": -0.1}, UnsupportedArgument, "action_noise"),
         ({"action_noise": float("nan")}, UnsupportedArgument, "action_noise"),
+        ({"noisy_tasks": ["push"], "action_noise": 0.1}, UnsupportedArgument, r"noisy_tasks.*push.*reach"),
+        ({"noisy_tasks": ["reach"]}, UnsupportedArgument, r"noisy_tasks.*action_noise=0"),
         ({"stop_after_success": -1}, UnsupportedArgument, "stop_after_success"),
         ({"num_envs_per_task": 0}, UnsupportedArgument, "num_envs_per_task"),
     ],

@@ -34,6 +34,8 @@ class Demos(Command):
     """Folder of the new dataset; needed unless --table is given."""
     action_noise: float = DemoSettings.action_noise
     """Standard deviation of noise on the expert's actions, which lie in -1..1; 0 for none, and for CLEVR-Robot."""
+    noisy_tasks: Annotated[tuple[str, ...], by_default("all")] = ()
+    """The tasks whose expert gets that noise."""
     success_only: bool = False
     """Keep only episodes in which the task was solved."""
     seed: int = DemoSettings.seed
@@ -68,6 +70,7 @@ class Demos(Command):
                 start.demos.episodes_per_task if self.episodes is None else self.episodes,
                 self.out,
                 action_noise=self.action_noise,
+                noisy_tasks=self.noisy_tasks,
                 success_only=self.success_only,
                 seed=self.seed,
                 max_episode_steps=self.max_episode_steps or start.env.max_episode_steps,
@@ -93,6 +96,7 @@ class Demos(Command):
 
         for name, given in (
             ("out", self.out),
+            ("noisy_tasks", self.noisy_tasks),
             ("success_only", self.success_only),
             ("overwrite", self.overwrite),
         ):
