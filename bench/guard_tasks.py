@@ -55,7 +55,7 @@ TASKS = {
     "button-press": _metaworld("button-press", "push"),
     "coffee-button": _metaworld("coffee-button", "drawer-close"),
     "clevr-real": Task(
-        replace(CLEVR.env, eval_tasks=()), replace(CLEVR.train, steps_per_task=300_000, guard=False, **KL), 1_000
+        replace(CLEVR.env, eval_tasks=()), replace(CLEVR.train, steps_per_task=150_000, guard=False, **KL), 1_000
     ),
 }
 
