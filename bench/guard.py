@@ -141,7 +141,7 @@ def report(rows: list[dict[str, Any]]) -> Iterator[str]:
         mean, half = interval(differences)
         shown = "" if arm == "ppo" else f"{mean:+.1f} | {mean - half:+.1f} to {mean + half:+.1f}"
         yield f"| {kind or 'none'} | {arm} | {' | '.join(means)} | {shown or ' | '} | {len(differences)} |"
-    gains: dict[str, list[float]] = {"lago": [], "guarded": []}
+    gains: dict[str, list[tuple[float, float]]] = {task: [] for task in TASKS}  # without the guard, with it
     for task in TASKS:
         for seed in SEEDS:
             three = [found.get((task, seed, *arm)) for arm in (("ppo", ""), ("lago", "good"), ("guarded", "good"))]
@@ -149,12 +149,13 @@ def report(rows: list[dict[str, Any]]) -> Iterator[str]:
                 continue
             ppo, *others = three
             last = ppo["curve"]["success"][-1]
-            for row in others:
-                gains[row["arm"]].append(1 - steps_to(row["curve"], last) / steps_to(ppo["curve"], last))
-    if gains["lago"]:
-        without, with_guard = (float(np.mean(gains[arm])) for arm in ("lago", "guarded"))
-        yield f"steps saved on the way to PPO's last success: {without:.2f} unguarded, {with_guard:.2f} guarded, "
-        yield f"kept: {with_guard / without:.2f} ({len(gains['lago'])} pairs)"
+            needed, *own = (steps_to(row["curve"], last) for row in (ppo, *others))
+            gains[task].append((1 - own[0] / needed, 1 - own[1] / needed))
+    for name, pairs in {**gains, "all": [pair for own in gains.values() for pair in own]}.items():
+        if pairs:
+            without, with_guard = np.mean(pairs, axis=0)
+            yield f"steps saved on the way to PPO's last success, {name}, {len(pairs)} pairs: {without:.2f} unguarded, "
+            yield f"{with_guard:.2f} guarded" + (f", kept: {with_guard / without:.2f}" if without > 0 else "")
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
