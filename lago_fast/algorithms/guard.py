@@ -114,6 +114,25 @@ class Returns:
         return self.variance[group] / (count - 1) if count > 1 else math.inf
 
 
+class Rounds:
+    """Episodes of N envs in rounds of one per env."""
+
+    def __init__(self, num_envs: int) -> None:
+        self._ended: list[list[tuple[int, float]]] = [[] for _ in range(num_envs)]  # of each env, not handed out yet
+
+    def add(self, episodes: Sequence[tuple[int, int, float]]) -> None:
+        """Take in episodes that ended: env, group, return."""
+        for env, *rest in episodes:
+            self._ended[env].append((int(rest[0]), rest[1]))
+
+    def complete(self) -> list[tuple[int, float]]:
+        """Hand out group and return of each episode of the rounds that every env has played."""
+        whole = min(map(len, self._ended))
+        handed = [episode for ended in self._ended for episode in ended[:whole]]
+        self._ended = [ended[whole:] for ended in self._ended]
+        return handed
+
+
 class Guard:
     """The weights of the KL, one per group of rows.
 
@@ -167,6 +186,9 @@ class Guard:
     ) -> int:
         """Let the prior play until it has played all its episodes, or `most` env steps; return how many it took.
 
+        It plays whole rounds, one episode in every env: where a success ends an episode, the first to end are the good
+        ones. A round that is cut off counts for nothing.
+
         Args:
             lane: of envs that were just reset.
             act: maps observations and instruction ids to the prior's actions.
@@ -176,15 +198,17 @@ class Guard:
         Raises:
             UnsupportedArgument: episodes end, and the env does not say with what return.
         """
-        taken = ended = 0
+        taken, rounds = 0, Rounds(len(instruction_id))
         while not self.knows_prior and taken < most:
             step = lane.step(act(observation, instruction_id))
-            self.note(self.prior, step.episodes, instruction_id)
             taken += int(step.valid.sum())
-            ended += int((step.terminated | step.truncated).sum())
-            observation, instruction_id = step.observation, step.instruction_id
-            if ended and not any(self.prior.count):
+            if len(step.episodes) < int((step.terminated | step.truncated).sum()):
                 raise UnsupportedArgument("env: a guard needs the returns of episodes; wrap the env in a VecMonitor")
+            of_env = instruction_id if self.env_group is None else self.env_group
+            rounds.add([(episode.env, int(of_env[episode.env]), episode.total_reward) for episode in step.episodes])
+            for group, total_reward in rounds.complete():
+                self.prior.add(group, total_reward)
+            observation, instruction_id = step.observation, step.instruction_id
         if min(self.prior.count) < 2:
             warnings.warn(
                 f"guard: the prior played {sum(self.prior.count):g} whole episodes of {len(self.names)} groups in "

@@ -10,7 +10,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
 from lago_fast import FastKLPPO, errors
-from lago_fast.algorithms.guard import Guard, GuardSettings, Returns, guard_for, settings_of
+from lago_fast.algorithms.guard import Guard, GuardSettings, Returns, Rounds, guard_for, settings_of
 from lago_fast.algorithms.lanes import Episode
 from lago_fast.buffers import RolloutBuffer
 from tests.algorithms.point_env import DiscretePointEnv, PointEnv, ScriptedPrior
@@ -201,6 +201,17 @@ def test_the_prior_takes_its_share_and_goes_on_in_the_next_training():
     assert model.guard_state["prior_count"] == [8]
     model.learn(2560, reset_num_timesteps=False)
     assert model.guard_state["prior_count"] == [24]
+
+
+def test_an_episode_counts_once_every_env_has_played_as_many():
+    rounds = Rounds(2)
+    rounds.add([(0, 3, 5.0)])
+    assert rounds.complete() == []  # the short ones end first, and are the good ones where a success ends them
+    rounds.add([(0, 3, 7.0), (1, 4, 1.0)])
+    assert rounds.complete() == [(3, 5.0), (4, 1.0)]
+    rounds.add([(1, 4, 2.0), (1, 4, 9.0)])
+    assert rounds.complete() == [(3, 7.0), (4, 2.0)]
+    assert rounds.complete() == []
 
 
 def test_a_share_too_small_to_judge_is_said():
