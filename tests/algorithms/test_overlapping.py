@@ -110,7 +110,7 @@ CASES = {
     "prior": {"prior": ScriptedPrior, "kl_coef": LinearSchedule(0.5, 0.1)},
     "auto": {"prior": ScriptedPrior, "kl_coef": "auto", "target_prior_kl": 0.01},
     "reward": {"prior": ScriptedPrior, "kl_placement": "reward"},
-    "guard": {"prior": ScriptedPrior, "guard": GuardSettings(episodes=4)},
+    "guard": {"prior": ScriptedPrior, "guard": GuardSettings(episodes=4, probe_share=0.5)},
     "warm start": {"prior": ScriptedPrior, "warm_start": True},
     "no native networks": {"impl": "reference"},
     "target_kl": {"target_kl": 1e-4},
