@@ -104,13 +104,6 @@ def _check_opcodes(entry: str, content: bytes) -> None:
             )
 
 
-class _Call:
-    """A listed callable, told apart from whatever else lies on the unpickler's stack."""
-
-    def __init__(self, made: Callable[..., Any]) -> None:
-        self.made = made
-
-
 PythonUnpickler: Any = pickle._Unpickler  # whose stack and dispatch table its stubs leave out
 
 
@@ -122,6 +115,7 @@ class _ListedUnpickler(PythonUnpickler):
     def __init__(self, file: io.BytesIO, entry: str) -> None:
         super().__init__(file)
         self.entry = entry
+        self._calls: dict[int, Callable[..., Any]] = {}  # what to call in place of a listed callable, by its id
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
@@ -130,9 +124,9 @@ class _ListedUnpickler(PythonUnpickler):
                 f"supply it with custom_objects={{{self.entry!r}: ...}}, or pass trust_pickle=True if you made the file"
             )
         found = super().find_class(module, name)
-        if (module, name) not in CALLABLE:
-            return found
-        return _Call(CHECKED[name](found) if name in CHECKED else found)
+        if (module, name) in CALLABLE:
+            self._calls[id(found)] = CHECKED[name](found) if name in CHECKED else found
+        return found
 
     def persistent_load(self, pid: Any) -> Any:
         del pid
@@ -142,10 +136,10 @@ class _ListedUnpickler(PythonUnpickler):
         return UntrustedPickle(f"path: the entry {self.entry!r} {what}; do not load it")
 
     def load_reduce(self) -> None:
-        arguments, called = self.stack.pop(), self.stack[-1]
-        if not isinstance(called, _Call):
+        arguments, called = self.stack.pop(), self._calls.get(id(self.stack[-1]))
+        if called is None:
             raise self._refused("calls something that may only be referred to")
-        self.stack[-1] = called.made(*arguments)
+        self.stack[-1] = called(*arguments)
 
     def load_newobj(self) -> None:
         if self.stack[-1] != () or not isinstance(self.stack[-2], type):
@@ -154,8 +148,8 @@ class _ListedUnpickler(PythonUnpickler):
 
     def load_build(self) -> None:
         state, instance = self.stack[-1], self.stack[-2]
-        if isinstance(instance, type | _Call) or callable(state):
-            raise self._refused("changes a class")
+        if isinstance(instance, type) or id(instance) in self._calls:
+            raise self._refused("changes a class or a function")
         if isinstance(instance, np.ndarray):
             *_, shape, dtype, _, content = state
             _check_size(shape, dtype, content)

@@ -38,7 +38,7 @@ def seeded(space):
         np.float64(0.5),
         np.bool_(True),
         np.dtype(np.int64),
-        [torch.nn.ReLU, torch.optim.AdamW, ActorCriticPolicy],
+        [torch.nn.ReLU, torch.optim.AdamW, ActorCriticPolicy, OrderedDict],
     ],
     ids=lambda thing: type(thing).__name__,
 )
@@ -105,6 +105,7 @@ KEYED = pickle.dumps(nested(60), 2)[:-1].replace(b"\x80\x02", b"\x80\x02}", 1) +
         Runs(np.float64(1).__reduce__()[0], np.dtype(f"V{2**31 - 1}")),
         Runs(generator_constructor, HUGE, torch.nn.PReLU),
         PATCH,
+        PATCH.replace(b"gymnasium.spaces.box\nBox", b"numpy._core.multiarray\n_reconstruct"),
         KEYED,
         b"(i__main__\nRuns\n.",
         b"\x80\x04\x8f(K\x01\x90.",  # a set of 1
