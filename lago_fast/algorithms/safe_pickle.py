@@ -11,6 +11,7 @@ import io
 import math
 import pickle
 import pickletools
+import re
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -19,6 +20,8 @@ import numpy as np
 from lago_fast.errors import CorruptFile, UntrustedPickle
 
 MAX_OPCODES = 10**6  # of a pickle; a space's is some hundreds
+PLAIN_NUMBER = re.compile("[biufc][0-9]{1,2}")  # as numpy pickles the dtype of an array of them
+PLAIN_DTYPE = (None, None, None, -1, -1, 0)  # of its state: no fields, no shape of its own, sizes of the kind
 EMPTY_ARRAY = (0,)  # the shape that numpy makes an array with before its state comes
 
 # by module, and never a whole module: what a pickle may refer to
@@ -151,8 +154,9 @@ class _ListedUnpickler(PythonUnpickler):
         if isinstance(instance, type) or id(instance) in self._calls:
             raise self._refused("changes a class or a function")
         if isinstance(instance, np.ndarray):
-            *_, shape, dtype, _, content = state
-            _check_size(shape, dtype, content)
+            _check_array(*state)
+        if isinstance(instance, np.dtype) and not (state[:1] == (3,) and state[2:] == PLAIN_DTYPE):
+            raise CorruptFile("path: the dtype of an array is none of plain numbers; do not load it")
         super().load_build()
 
     def load_setitem(self) -> None:
@@ -183,10 +187,30 @@ for _name in ("NEWOBJ_EX", "INST", "OBJ", "ADDITEMS", "FROZENSET", "EXT1", "EXT2
 
 
 def _check_size(shape: Any, dtype: Any, content: Any) -> None:
-    """Raise CorruptFile unless an array of this shape is as long as what it is filled with."""
-    each = 1 if isinstance(content, list) else max(dtype.itemsize, 1)
-    if math.prod(shape) * each != len(content):
-        raise CorruptFile("path: an array is larger than what it is filled with; do not load it")
+    """Raise CorruptFile unless an array of plain numbers of this shape is as long as what it is filled with."""
+    plain = isinstance(dtype, np.dtype) and dtype.kind in "biufc" and isinstance(content, bytes | bytearray)
+    shaped = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
+    if not plain or not shaped or math.prod(shape) * dtype.itemsize != len(content):
+        raise CorruptFile("path: an array is not as long as what it is filled with, or not of numbers; do not load it")
+
+
+def _check_array(version: Any, shape: Any, dtype: Any, is_fortran: Any, content: Any) -> None:
+    """Raise CorruptFile unless this is a state that numpy gives an array."""
+    if version != 1 or type(is_fortran) is not bool:
+        raise CorruptFile("path: the state of an array is none of numpy's; do not load it")
+    _check_size(shape, dtype, content)
+
+
+def _dtype(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Return numpy's constructor of dtypes for plain numbers."""
+
+    def construct(name: Any, align: Any, copy: Any) -> Any:
+        del align, copy
+        if not isinstance(name, str) or not PLAIN_NUMBER.fullmatch(name):
+            raise UntrustedPickle(f"path: an array or scalar of {str(name)[:40]!r} is none of numbers; do not load it")
+        return make(name, False, True)
+
+    return construct
 
 
 def _empty_array(reconstruct: Callable[..., Any]) -> Callable[..., Any]:
@@ -204,8 +228,6 @@ def _number(scalar: Callable[..., Any]) -> Callable[..., Any]:
     """Return numpy's constructor of scalars for plain numbers: of an object dtype it would unpickle its bytes."""
 
     def construct(dtype: Any, content: bytes) -> Any:
-        if dtype.hasobject:
-            raise UntrustedPickle("path: a numpy scalar holds a Python object, which could run code; do not load it")
         _check_size((), dtype, content)
         return scalar(dtype, content)
 
@@ -232,4 +254,10 @@ def _generator(make: Callable[..., Any]) -> Callable[..., Any]:
     return construct
 
 
-CHECKED = {"_reconstruct": _empty_array, "scalar": _number, "_frombuffer": _array, "__generator_ctor": _generator}
+CHECKED = {
+    "dtype": _dtype,
+    "_reconstruct": _empty_array,
+    "scalar": _number,
+    "_frombuffer": _array,
+    "__generator_ctor": _generator,
+}
