@@ -207,7 +207,7 @@ def _dtype(make: Callable[..., Any]) -> Callable[..., Any]:
     def construct(name: Any, align: Any, copy: Any) -> Any:
         del align, copy
         if not isinstance(name, str) or not PLAIN_NUMBER.fullmatch(name):
-            raise UntrustedPickle(f"path: an array or scalar of {str(name)[:40]!r} is none of numbers; do not load it")
+            raise UntrustedPickle("path: an array or a scalar is of something else than numbers; do not load it")
         return make(name, False, True)
 
     return construct
@@ -254,7 +254,32 @@ def _generator(make: Callable[..., Any]) -> Callable[..., Any]:
     return construct
 
 
+def _empty_container(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the constructor of a container that is filled later, where keys are looked at."""
+
+    def construct(content: Any = (), *maxlen: Any) -> Any:
+        if content != ():
+            raise CorruptFile("path: a container is made as Python would not have pickled it; do not load it")
+        return make(content, *maxlen)
+
+    return construct
+
+
+def _latin(encode: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `codecs.encode` for the one use that old pickles make of it: bytes as a text."""
+
+    def construct(text: Any, codec: Any) -> Any:
+        if codec != "latin1":
+            raise CorruptFile("path: a text is encoded as Python would not have pickled it; do not load it")
+        return encode(text, codec)
+
+    return construct
+
+
 CHECKED = {
+    "deque": _empty_container,
+    "OrderedDict": _empty_container,
+    "encode": _latin,
     "dtype": _dtype,
     "_reconstruct": _empty_array,
     "scalar": _number,
