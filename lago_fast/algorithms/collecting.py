@@ -120,7 +120,7 @@ class CollectingPPO(OverlappingPPO):
 
     def _store(self, t: int, step: LaneStep, terminal_values: list[tuple[int, Tensor, Tensor]]) -> None:
         """Keep what a step returned."""
-        self._note_returns(step.episodes)
+        self._note_returns(step)
         for episode in step.episodes:
             self.ep_info_buffer.append(episode_info(episode, self.start_time / 1e9))  # type: ignore[union-attr]
             if episode.success is not None:

@@ -148,7 +148,7 @@ class FastKLPPO(CollectingPPO):
         # plain numbers, which a saved model holds as text
         self.guard = None if guard_settings is None else asdict(guard_settings)
         self.guard_state = None
-        self._guard = None
+        self._guard, self._played = None, None
         self.auto_kl_coef = AUTO_START  # what kl_coef="auto" has come to
         self._kl_coefficient = KLCoefficient(kl_coef, target_prior_kl)
         self._begin_run()
@@ -207,8 +207,16 @@ class FastKLPPO(CollectingPPO):
         self.impls = {self._head.op: ops.resolve(self._head.op, self.device.type, self.impl)[0]}
         for op in ("adam", "gae", "mlp", "take_rows"):
             self.impls[op] = ops.resolve(op, self.device.type, self._impl_of(op))[0]
-        self._buffer = RolloutBuffer(
-            self.n_steps,
+        self._buffer = self._new_buffer(self.n_steps)
+        self.rollout_buffer = self._buffer  # type: ignore[assignment]  # under the name that callbacks read
+        self.stage_clock = StageClock(self.device)
+        self._set_up_overlap()
+        if self.prior is not None:
+            self.set_prior(self.prior)
+
+    def _new_buffer(self, n_steps: int) -> RolloutBuffer:
+        return RolloutBuffer(
+            n_steps,
             self.n_envs,
             example_of(self.observation_space),
             self._head.action_shape,
@@ -216,11 +224,6 @@ class FastKLPPO(CollectingPPO):
             self._head.widths,
             self.device,
         )
-        self.rollout_buffer = self._buffer  # type: ignore[assignment]  # under the name that callbacks read
-        self.stage_clock = StageClock(self.device)
-        self._set_up_overlap()
-        if self.prior is not None:
-            self.set_prior(self.prior)
 
     def _impl_of(self, op: str) -> str:
         """Return the implementation wanted of an op beside the loss: the same where it is written for that op."""
@@ -268,7 +271,6 @@ class FastKLPPO(CollectingPPO):
         if reset_num_timesteps:
             self._begin_run()
         self._continue_log()
-        self._let_prior_play(result[0])
         self.stage_clock.start()
         return result
 
@@ -301,7 +303,7 @@ class FastKLPPO(CollectingPPO):
         parameters = list(self.policy.parameters())  # walking the modules costs as much as a backward pass
         if self.warm_start and self._n_updates == 0:
             self.stage_clock.lap("logging")
-            self._fit_to_prior(parameters)
+            self.logger.record("train/prior_kl", self._fit_to_prior(buffer, parameters))
             self.stage_clock.lap("update")
             self._close_iteration()
             return
@@ -348,6 +350,10 @@ class FastKLPPO(CollectingPPO):
             self.logger.record("train/kl_coef", self._kl_coefficient.value(self._current_progress_remaining))
             self.auto_kl_coef = self._kl_coefficient.observe(prior_kl)
         clock.lap("logging")
+        if self._played is not None:
+            played, self._played = self._played, None
+            self.logger.record("prior/imitation_kl", self._fit_to_prior(played, parameters))
+            clock.lap("update")
         self._close_iteration()
 
     def _close_iteration(self) -> None:
@@ -377,10 +383,13 @@ class FastKLPPO(CollectingPPO):
             "prior_temperature": self.prior_temperature,
         }
 
-    def _fit_to_prior(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Fit the policy to the prior on the first rollout's states; the stored ratios are stale after it."""
+    def _fit_to_prior(self, buffer: RolloutBuffer, parameters: list[torch.nn.Parameter]) -> float:
+        """Fit the policy to what the prior said in the states of a buffer; ratios stored before it are stale.
+
+        Returns the KL in nats of the last minibatch.
+        """
         for _ in range(self.n_epochs):
-            for batch in self._buffer.get(self.batch_size, reuse=True, impl=self.impls["take_rows"]):
+            for batch in buffer.get(self.batch_size, reuse=True, impl=self.impls["take_rows"]):
                 said, values = self._micro_batches.evaluate(self._head, batch)
                 outputs = tuple(output.requires_grad_() for output in said)
                 kl = (
@@ -390,5 +399,5 @@ class FastKLPPO(CollectingPPO):
                 self._micro_batches.backward(self._head, batch, grads)
                 self._optimize(parameters)
             self._n_updates += 1
-        self._gradient_steps = self.n_epochs * -(-self.n_steps * self.n_envs // self.batch_size)
-        self.logger.record("train/prior_kl", kl.item())
+        self._gradient_steps = self.n_epochs * -(-buffer.n_steps * buffer.n_envs // self.batch_size)
+        return kl.item()

@@ -1,8 +1,9 @@
 """The guard: how much the KL to a prior counts, by whether the prior does better than the policy does.
 
-Before training the prior plays some episodes of each group itself. After every rollout the returns of the policy's
-own episodes are compared with theirs: the KL counts while the prior is the better of the two, less and less while
-neither is, and nearly nothing once the policy is. Reasons, measurements and what failed: docs/guard.md.
+Once the policy has played whole episodes, the prior plays some of each group itself, which the policy imitates where
+they are better than its own. After every rollout the returns of the policy's episodes are compared with theirs: the KL
+counts while the prior is the better of the two, less and less while neither is, and nearly nothing once the policy is.
+Reasons, measurements and what failed: docs/guard.md.
 Test: pytest tests/algorithms/test_guard.py
 """
 
@@ -16,8 +17,9 @@ import numpy as np
 import torch
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
 
-from lago_fast.algorithms.lanes import Episode, Lane, array_lane_of
+from lago_fast.algorithms.lanes import Episode, Lane, LaneStep, array_lane_of
 from lago_fast.buffers import RolloutBuffer
 from lago_fast.errors import UnsupportedArgument
 
@@ -32,7 +34,7 @@ class GuardSettings:
     """How the guard decides.
 
     Args:
-        episodes: that the prior plays of each group before training, at least 2.
+        episodes: that the prior plays of each group, at least 2.
         probe_share: of the training's env steps, which the prior may take for them at most, in (0, 1].
         window: of the policy's newest episodes whose returns count, about, at least 2.
         doubt: standard errors of the difference of the returns from which on one of the two is the better, at least 0.
@@ -133,6 +135,12 @@ class Rounds:
         return handed
 
 
+def check_returns(step: LaneStep) -> None:
+    """Raise UnsupportedArgument where episodes end and the env does not say with what return."""
+    if len(step.episodes) < int((step.terminated | step.truncated).sum()):
+        raise UnsupportedArgument("env: a guard needs the returns of episodes; wrap the env in a VecMonitor")
+
+
 class Guard:
     """The weights of the KL, one per group of rows.
 
@@ -150,8 +158,9 @@ class Guard:
         count = len(self.names)
         self.weights = [settings.least] * count
         self.prior, self.policy = Returns(count), Returns(count, settings.window)
+        self.prior_steps = 0  # env steps that the prior's episodes took
         if state is not None and len(state["weights"]) == count:
-            self.weights = list(state["weights"])
+            self.weights, self.prior_steps = list(state["weights"]), int(state["prior_steps"][0])
             for name, kept in (("prior", self.prior), ("policy", self.policy)):
                 for column in ("count", "mean", "variance"):
                     setattr(kept, column, list(state[f"{name}_{column}"]))
@@ -159,7 +168,7 @@ class Guard:
     @property
     def state(self) -> State:
         """Return all that it has learnt, as plain numbers."""
-        kept = {"weights": list(self.weights)}
+        kept = {"weights": list(self.weights), "prior_steps": [float(self.prior_steps)]}
         for name, returns in (("prior", self.prior), ("policy", self.policy)):
             for column in ("count", "mean", "variance"):
                 kept[f"{name}_{column}"] = list(getattr(returns, column))
@@ -169,6 +178,12 @@ class Guard:
     def knows_prior(self) -> bool:
         """Tell whether the prior has played all the episodes that it is to be judged by."""
         return min(self.prior.count) >= self.settings.episodes
+
+    def wants_prior_to_play(self, total_timesteps: int) -> bool:
+        """Tell whether it is time for the prior's episodes: the policy has some in half of the groups or more."""
+        known = sum(count >= 2 for count in self.policy.count)
+        left = self.settings.probe_share * total_timesteps - self.prior_steps
+        return not self.knows_prior and 2 * known >= len(self.names) and left > 0
 
     def note(self, returns: Returns, episodes: Sequence[Episode], instruction_id: np.ndarray) -> None:
         """Take in episodes, given the instruction of each env while they lasted [N]."""
@@ -182,9 +197,9 @@ class Guard:
         act: Callable[[Any, np.ndarray], np.ndarray],
         observation: Any,
         instruction_id: np.ndarray,
-        most: float,
-    ) -> int:
-        """Let the prior play until it has played all its episodes, or `most` env steps; return how many it took.
+        total_timesteps: int,
+    ) -> list[np.ndarray]:
+        """Let the prior play until it has played all its episodes; return which rows of each step were valid, [N] bool.
 
         It plays whole rounds, one episode in every env: where a success ends an episode, the first to end are the good
         ones. A round that is cut off counts for nothing.
@@ -193,17 +208,18 @@ class Guard:
             lane: of envs that were just reset.
             act: maps observations and instruction ids to the prior's actions.
             observation, instruction_id: of the envs.
-            most: env steps; a warning says where they were too few to judge.
+            total_timesteps: of the training, of which it takes its share at most; a warning says where that was too
+                little to judge.
 
-        Raises:
-            UnsupportedArgument: episodes end, and the env does not say with what return.
+        Raises UnsupportedArgument as `check_returns` does.
         """
-        taken, rounds = 0, Rounds(len(instruction_id))
-        while not self.knows_prior and taken < most:
+        valid, rounds = [], Rounds(len(instruction_id))
+        most = self.settings.probe_share * total_timesteps
+        while not self.knows_prior and self.prior_steps < most:
             step = lane.step(act(observation, instruction_id))
-            taken += int(step.valid.sum())
-            if len(step.episodes) < int((step.terminated | step.truncated).sum()):
-                raise UnsupportedArgument("env: a guard needs the returns of episodes; wrap the env in a VecMonitor")
+            valid.append(step.valid)
+            self.prior_steps += int(step.valid.sum())
+            check_returns(step)
             of_env = instruction_id if self.env_group is None else self.env_group
             rounds.add([(episode.env, int(of_env[episode.env]), episode.total_reward) for episode in step.episodes])
             for group, total_reward in rounds.complete():
@@ -212,10 +228,23 @@ class Guard:
         if min(self.prior.count) < 2:
             warnings.warn(
                 f"guard: the prior played {sum(self.prior.count):g} whole episodes of {len(self.names)} groups in "
-                f"{taken} env steps and counts for nothing where it played fewer than 2; raise probe_share",
+                f"{self.prior_steps} env steps and counts for nothing where it played fewer than 2; raise probe_share",
                 stacklevel=2,
             )
-        return taken
+        return valid
+
+    def rows_of(self, weights: Sequence[float], instruction_id: Tensor) -> Tensor:
+        """Return each row's weight [T, N], given those of the groups and the rows' instructions [T, N]."""
+        of_group = torch.tensor(weights, dtype=torch.float32, device=instruction_id.device)
+        if self.env_group is None:
+            return of_group[instruction_id]
+        groups = torch.as_tensor(self.env_group, device=instruction_id.device)
+        return of_group[groups].expand(instruction_id.shape).contiguous()
+
+    def rows_to_imitate(self, instruction_id: Tensor) -> Tensor:
+        """Return True where the prior is the better of the two, [T, N], given the rows' instructions."""
+        better = [float(self.advantage_of_prior(g) > self.settings.doubt) for g in range(len(self.names))]
+        return self.rows_of(better, instruction_id) > 0
 
     def advantage_of_prior(self, group: int) -> float:
         """Return by how many standard errors the prior's mean return is above the policy's; 0 where one is unknown."""
@@ -233,11 +262,7 @@ class Guard:
             beyond = max(0.0, abs(found) - s.doubt)
             change = math.copysign(s.step * beyond, found) if beyond > 0 else -self._relief(g)
             self.weights[g] = min(1.0, max(s.least, self.weights[g] * math.exp(min(change, -math.log(s.least)))))
-        weights = torch.tensor(self.weights, dtype=torch.float32, device=buffer.device)
-        if self.env_group is None:
-            rows = weights[buffer.instruction_id]
-        else:
-            rows = weights[torch.as_tensor(self.env_group, device=buffer.device)].expand_as(buffer.values).contiguous()
+        rows = self.rows_of(self.weights, buffer.instruction_id)
         buffer.kl_weight = rows if buffer.trust is None else rows * buffer.trust
         self._record(logger, buffer)
         return self.state

@@ -1,17 +1,18 @@
-"""Where the guard stands in a training: the prior plays before it, and each rollout's episodes are its evidence.
+"""Where the guard stands in a training: each rollout's episodes are its evidence, and some that the prior plays.
 
 Test: pytest tests/algorithms/test_guard.py
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lago_fast.algorithms.guard import Guard, guard_for, settings_of
+from lago_fast.algorithms.guard import Guard, check_returns, guard_for, settings_of
 from lago_fast.algorithms.heads import Head, PolicysOwnHead
-from lago_fast.algorithms.lanes import Episode, bounded_actions
+from lago_fast.algorithms.lanes import LaneStep, bounded_actions
 from lago_fast.algorithms.saving import KeptPPO
 from lago_fast.buffers import RolloutBuffer
 from lago_fast.priors.base import ActionPrior
@@ -27,42 +28,73 @@ class GuardedPPO(KeptPPO):
     _buffer: RolloutBuffer
     _head: Head
     _prior_ids: Tensor
+    _new_buffer: Callable[[int], RolloutBuffer]
+    _played: RolloutBuffer | None  # rows of the prior's episodes that the policy is still to be fitted to
 
     def _take_lane(self) -> None:
         super()._take_lane()
         assert self.env is not None
         self._guard = guard_for(settings_of(self.guard), self.env, self._buffer, self.guard_state)
 
-    def _note_returns(self, episodes: list[Episode]) -> None:
+    def _note_returns(self, step: LaneStep) -> None:
         """Count episodes that just ended as the policy's."""
         if self._guard is not None:
-            self._guard.note(self._guard.policy, episodes, self._instruction_id)
+            check_returns(step)
+            self._guard.note(self._guard.policy, step.episodes, self._instruction_id)
 
     def _let_guard_weigh(self) -> None:
         """Have the guard decide how much each row's KL counts in the update to come."""
         if self._guard is not None:
+            if self._guard.wants_prior_to_play(self._total_timesteps):
+                self._let_prior_play(self._guard)
             self.guard_state = self._guard.weigh(self._buffer, self.logger)
 
-    def _let_prior_play(self, total_timesteps: int) -> None:
-        """Have the guard see episodes of the prior, which count as env steps; the env starts anew after them."""
-        if self._guard is None or self._guard.knows_prior:
-            return
+    def _let_prior_play(self, guard: Guard) -> None:
+        """Have the guard see episodes of the prior, which count as env steps; the envs start anew before and after.
+
+        Where they are the better ones, the policy is fitted to the prior on their rows after the update to come.
+        """
         assert self.env is not None
-        most = self._guard.settings.probe_share * total_timesteps
-        self.num_timesteps += self._guard.watch_prior(
-            self._lane, self._prior_actions, self._last_obs, self._instruction_id, most
-        )
+        self._start_envs_anew()
+        said: list[tuple[Any, np.ndarray, tuple[Tensor, ...]]] = []
+
+        def act(observations: Any, instruction_id: np.ndarray) -> np.ndarray:
+            outputs = self._ask_prior(observations, instruction_id)
+            said.append((observations, instruction_id, outputs))
+            return self._drawn(outputs)
+
+        before = guard.prior_steps
+        valid = guard.watch_prior(self._lane, act, self._last_obs, self._instruction_id, self._total_timesteps)
+        self.num_timesteps += guard.prior_steps - before
+        self._start_envs_anew()
+        played = self._new_buffer(len(said))
+        for t, (observations, instruction_id, outputs) in enumerate(said):
+            played.store_observation(t, observations)
+            played.instruction_id[t] = torch.from_numpy(instruction_id)
+            played.valid[t] = torch.from_numpy(valid[t])
+            for column, output in zip(played.prior_outputs, outputs, strict=True):
+                column[t] = output
+        played.valid &= guard.rows_to_imitate(played.instruction_id)
+        self._played = played if played.valid.any() else None
+
+    def _start_envs_anew(self) -> None:
+        assert self.env is not None
         self._last_obs = self.env.reset()  # type: ignore[assignment]  # as SB3's own reset
         self._instruction_id = self._lane.begin()
+        self._last_episode_starts = np.ones(self.n_envs, dtype=bool)
 
     @torch.no_grad()
-    def _prior_actions(self, observations: Any, instruction_id: np.ndarray) -> np.ndarray:
-        """Return actions drawn from the prior as the env takes them."""
+    def _ask_prior(self, observations: Any, instruction_id: np.ndarray) -> tuple[Tensor, ...]:
+        """Return what the prior says of observations, as the head reads it."""
         assert self.prior is not None
         assert not isinstance(self._head, PolicysOwnHead)
         seen = self._buffer.as_tensors(observations)
         assert isinstance(seen, Tensor)
         ids = self._prior_ids[torch.from_numpy(instruction_id).to(self.device)]
-        answer = self.prior.query(seen.flatten(1)[:, : self.prior.state_dim], ids)
-        actions = self._head.sample(self._head.prior_outputs(answer))[0].cpu().numpy()
+        return self._head.prior_outputs(self.prior.query(seen.flatten(1)[:, : self.prior.state_dim], ids))
+
+    def _drawn(self, outputs: tuple[Tensor, ...]) -> np.ndarray:
+        """Return actions drawn from a prior's answers, as the env takes them."""
+        assert not isinstance(self._head, PolicysOwnHead)
+        actions = self._head.sample(outputs)[0].cpu().numpy()
         return bounded_actions(self.policy, actions.reshape(self.n_envs, *self.action_space.shape))  # type: ignore[misc]

@@ -143,7 +143,8 @@ class OverlappingPPO(GuardedPPO):
 
         The simulators' threads are as many as ever; torch computes in half of its own meanwhile, on either side.
         """
-        last = self.num_timesteps >= self._total_timesteps or (self.warm_start and self._n_updates == 0)
+        fits_to_prior = self._played is not None or (self.warm_start and self._n_updates == 0)
+        last = self.num_timesteps >= self._total_timesteps or fits_to_prior
         if self._spare is None or last:
             yield
             return

@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from lago_fast import FastKLPPO, errors
 from lago_fast.algorithms.checkpoint import newest, paths_in, write_tensors
 from lago_fast.algorithms.checkpoint_every import CheckpointEvery
+from lago_fast.algorithms.guard import GuardSettings
 from lago_fast.algorithms.kl_coefficient import LinearSchedule
 from lago_fast.algorithms.progress_log import progress_logger
 from lago_fast.algorithms.stage_clock import STAGES
@@ -61,6 +62,9 @@ CASES = {
     "discrete": (lambda: point_env(DiscretePointEnv), {}),
     "prior": (point_env, {"prior": ScriptedPrior, "kl_coef": LinearSchedule(0.5, 0.1)}),
     "auto": (point_env, {"prior": ScriptedPrior, "kl_coef": "auto", "target_prior_kl": 0.01}),
+    # the prior plays its episodes before the checkpoint, or four of 40 of them
+    "guard": (point_env, {"prior": ScriptedPrior, "guard": GuardSettings(episodes=4, probe_share=0.5)}),
+    "guard, cut": (point_env, {"prior": ScriptedPrior, "guard": GuardSettings(episodes=40, probe_share=0.15)}),
     "reward": (point_env, {"prior": ScriptedPrior, "kl_placement": "reward", "kl_coef": LinearSchedule(0.5)}),
     "VecNormalize": (lambda: VecNormalize(point_env(), clip_obs=5.0), {}),
     "gSDE": (point_env, {"use_sde": True, "sde_sample_freq": 4}),
