@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+ONLY = np.zeros(1, np.int32)  # id of a pool's one environment
+
 
 class FreshPool:
     """Speaks the part of EnvPool's gymnasium interface that `MetaworldArrayEnv` uses.
 
     Args:
-        build: makes an EnvPool pool of one environment from a seed.
+        build: makes a `BarePool` of one environment from a seed.
         seeds: one per environment; the seeds of its episodes are drawn from it.
     """
 
@@ -32,7 +34,7 @@ class FreshPool:
         for i in ids.tolist():
             self._pools[i] = None  # the old simulator goes before the new one takes memory
             self._pools[i] = self._build(int(self._generators[i].integers(2**31)))
-            self._pools[i].async_reset()
+            self._pools[i]._reset(ONLY)
             self._under_way.append((i, True))
 
     def send(self, actions: np.ndarray, ids: np.ndarray | None = None) -> None:

@@ -20,6 +20,7 @@ from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoA
 from gymnasium.spaces import Box
 
 from lago_fast.cores import usable_cores
+from lago_fast.envs.bare_pool import BarePool
 from lago_fast.envs.fresh_pool import FreshPool
 from lago_fast.envs.groups import GroupedArrayEnv
 from lago_fast.envs.state_words import describe_metaworld
@@ -177,8 +178,8 @@ class MetaworldArrayEnv(ArrayVecEnv):
     def _make_pool(self, task: str, rows: slice) -> Any:
         """EnvPool's simulators of a task, for the environments `rows`."""
 
-        def build(seeds: list[int]) -> Any:
-            return self._envpool.make_gymnasium(
+        def build(seeds: list[int]) -> BarePool:
+            pool = self._envpool.make_gymnasium(
                 envpool_id(task),
                 num_envs=len(seeds),
                 num_threads=min(self.num_threads, len(seeds)),
@@ -186,6 +187,7 @@ class MetaworldArrayEnv(ArrayVecEnv):
                 partially_observable=False,
                 max_episode_steps=self.max_episode_steps,
             )
+            return BarePool(pool)
 
         seeds = self.env_seeds[rows]
         return FreshPool(lambda seed: build([seed]), seeds) if task in USED_ONCE else build(seeds)
@@ -225,8 +227,13 @@ class MetaworldArrayEnv(ArrayVecEnv):
         actions = np.clip(actions, -1.0, 1.0).astype(np.float32)
 
         # EnvPool resets a truncated environment by itself; one that ended by success it must be told to.
-        # A partial reset and a partial step must not be under way in one pool at once: their rows collide.
         by_hand = self._reset_by_hand
+        if not by_hand.any():
+            for pool, rows in zip(self._pools, self._rows, strict=True):
+                pool.send(actions[rows])
+            self._pending = True
+            return
+        # a partial reset and a partial step must not be under way in one pool at once: their rows collide
         self._start_reset(by_hand)
         for pool, rows in zip(self._pools, self._rows, strict=True):
             if not by_hand[rows].any():
@@ -244,8 +251,9 @@ class MetaworldArrayEnv(ArrayVecEnv):
             raise NoAsyncCallError("recv() without send(): send actions first", "step")
         state, raw_reward, terminated, truncated, success = self._receive()
         valid = ~self._ended
-        self._begin_episodes(self._ended)
-        self.episode_step[valid] += 1
+        if self._ended.any():
+            self._begin_episodes(self._ended)
+        self.episode_step += valid
         self._check_finite("the simulator's observation", state)
         self._check_finite("the simulator's reward", raw_reward[:, None])
         raw_reward[~valid] = 0.0
@@ -339,9 +347,9 @@ class MetaworldArrayEnv(ArrayVecEnv):
             raise AlreadyPendingCallError("a step is under way: call recv() first", "step")
 
     def _check_finite(self, what: str, values: np.ndarray) -> None:
-        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        if len(bad):
-            i = int(bad[0])
+        finite = np.isfinite(values)
+        if not finite.all():
+            i = int(np.flatnonzero(~finite.all(axis=1))[0])
             raise NonFiniteError(
                 f"{what}: NaN or infinity in environment {i} (task {self.tasks[self.task_id[i]]!r}, seed "
                 f"{self.env_seeds[i]}) at step {int(self.episode_step[i])} of its episode: check the "
