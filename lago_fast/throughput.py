@@ -1,6 +1,8 @@
 """Env steps per second of training: ours, bare stepping, and stable-baselines3's PPO, interleaved in one process.
 
-All arms: same tasks, number of envs, horizon, network, hyper-parameters and torch threads. Only valid env steps count.
+All arms: same tasks, number of envs, horizon, network and hyper-parameters; ours with the process's torch threads,
+which leave the cores to the simulators while these step, Stable-Baselines3's with one, its faster setting. Only valid
+env steps count.
 A window is as long as an episode or longer: starting one costs up to a quarter of playing it, in every arm.
 Test: pytest tests/test_throughput.py
 """
@@ -18,6 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from lago_fast import stage_one
 from lago_fast.algorithms.fast_kl_ppo import FastKLPPO
+from lago_fast.cores import torch_threads
 from lago_fast.envs.metaworld import ACTION_DIM, task_phrasings
 from lago_fast.envs.official import official_makers
 from lago_fast.envs.suites import suite_named
@@ -28,6 +31,7 @@ from lago_fast.report import stages
 from lago_fast.training import kl_schedule, make_env, ppo_settings
 
 ROUNDS = 3
+SB3_THREADS = 1  # of torch; more than one compete with the simulators while its policy acts
 Arm = Callable[[], tuple[int, float]]  # one more rollout -> valid env steps, seconds
 
 
@@ -187,7 +191,12 @@ def _sb3_on_our_lane(experiment: Experiment, table: np.ndarray | None) -> Iterat
     """Train stable-baselines3's PPO on our SB3 lane."""
     env = make_env(replace(experiment.env, groups=1), 0, table)
     model = PPO("MlpPolicy", env, seed=0, **ppo_settings(experiment.train, experiment.env))
-    yield lambda: _learn(model)
+
+    def iteration() -> tuple[int, float]:
+        with torch_threads(SB3_THREADS):
+            return _learn(model)
+
+    yield iteration
     env.close()
 
 
@@ -209,6 +218,7 @@ def _sb3_on_python(experiment: Experiment, rows: dict[str, np.ndarray] | None, k
         env.reset()
         for _ in range(3):
             env.step(np.zeros((env.num_envs, ACTION_DIM), np.float32))
-        return _rate(lambda: _learn(model), rollouts_of(experiment))
+        with torch_threads(SB3_THREADS):
+            return _rate(lambda: _learn(model), rollouts_of(experiment))
     finally:
         env.close()

@@ -40,7 +40,7 @@ RULES = {
     # imported by `ops.resolve` when it is asked for, so that triton is needed by nobody else
     **{f"kernels/{op}/triton_fused.py": Rule(may=("torch", "triton")) for op in KERNEL_OPS},
     "lago_fast/errors.py": Rule(),
-    "lago_fast/cores.py": Rule(),
+    "lago_fast/cores.py": Rule(inside_functions=("torch",)),
     "lago_fast/ops.py": Rule(may=("torch", "lago_fast.kernels")),
     "lago_fast/buffers.py": Rule(may=("torch", "numpy", "lago_fast.ops")),
     "lago_fast/envs": Rule(may=ENVS),

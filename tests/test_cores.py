@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from lago_fast.cores import usable_cores
+from lago_fast.cores import torch_threads, usable_cores, use_torch_threads
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
@@ -21,3 +22,17 @@ def test_without_affinity_all_cores_are_counted(monkeypatch, counted, expected):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: counted)
     assert usable_cores() == expected
+
+
+def test_torch_has_as_many_threads_as_asked_for_or_as_there_are_cores():
+    before = torch.get_num_threads()
+    try:
+        use_torch_threads(3)
+        assert torch.get_num_threads() == 3
+        with torch_threads(1):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 3
+        use_torch_threads(None)
+        assert torch.get_num_threads() == usable_cores()
+    finally:
+        torch.set_num_threads(before)

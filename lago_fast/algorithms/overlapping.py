@@ -35,6 +35,7 @@ from lago_fast.algorithms.numbers import Numbers
 from lago_fast.algorithms.stage_clock import StageClock
 from lago_fast.algorithms.stepping import steps
 from lago_fast.buffers import RolloutBuffer
+from lago_fast.cores import torch_threads
 from lago_fast.errors import UnsupportedArgument
 
 OVERLAPS = ("none", "update")
@@ -149,7 +150,7 @@ class OverlappingPPO(GuardedPPO):
             yield
             return
         self._numbers.remember_normalisation(self)  # type: ignore[arg-type]  # of the whole class
-        with _torch_threads(max(1, torch.get_num_threads() // 2)):
+        with torch_threads(max(1, torch.get_num_threads() // 2)):
             ahead = self._ahead = self._begin_ahead(self._spare)
             try:
                 yield
@@ -234,16 +235,6 @@ def _check_lane(has_arrays: bool) -> None:
             "overlap='update': the env has no array lane (a wrapper stands before it, or it steps in Python) "
             "and would take turns with the update; pass an env of lago_fast without a wrapper, or overlap='none'"
         )
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _copied(policy: ActorCriticPolicy) -> ActorCriticPolicy:

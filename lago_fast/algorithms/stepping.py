@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 
 from lago_fast.algorithms.lanes import ArrayLane, GroupedLane, Lane, LaneStep
 from lago_fast.algorithms.stage_clock import StageClock
+from lago_fast.cores import torch_threads
 
 # (step t, rows, observations, their instruction ids [n]) -> actions [n, ...] as chosen, and as the env takes them
 Act = Callable[[int, slice, Any, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -85,12 +85,8 @@ def torch_threads_beside(lane: Lane) -> Iterator[None]:
 
     A policy's answer to one step is small; more threads of torch's wait for cores on which the simulator is at work.
     """
-    before = torch.get_num_threads()
-    if not isinstance(lane, ArrayLane) or before == 1:
+    if not isinstance(lane, ArrayLane):
         yield
         return
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         yield
-    finally:
-        torch.set_num_threads(before)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from lago_fast.cli import console, inputs
 from lago_fast.cli.command import Command, by_default
+from lago_fast.cores import use_torch_threads
 from lago_fast.errors import RunExists, UnsupportedArgument
 from lago_fast.presets import EnvSettings, Experiment, TrainSettings
 
@@ -41,8 +42,8 @@ class Bench(Command):
     """Timed rollouts of each arm; the median is shown."""
     python: bool = False
     """Time Python Meta-World too, which takes a minute or more."""
-    torch_threads: int = 1
-    """Threads of the learner; the simulators keep the other cores busy."""
+    torch_threads: Annotated[int | None, by_default("one per usable core")] = None
+    """Threads of the learner's updates and the prior; a policy that acts has one, as simulators use the others."""
     device: str = "cpu"
     """cpu, cuda, or auto for CUDA where there is one."""
     json: Annotated[Path | None, by_default("no file")] = None
@@ -50,8 +51,6 @@ class Bench(Command):
 
     def run(self) -> None:
         """Measure, and print two tables."""
-        import torch
-
         from lago_fast import runs, throughput
         from lago_fast.envs.metaworld import check_tasks
 
@@ -60,7 +59,7 @@ class Bench(Command):
         if self.json is not None and self.json.exists():
             raise RunExists(f"json: {self.json} is there already; name another file")
         check_tasks(self.tasks)
-        torch.set_num_threads(self.torch_threads)
+        use_torch_threads(self.torch_threads)
         experiment = self._experiment()
         priors: dict[str, ActionPrior | None] = {"ppo": None, **self._priors(experiment.train.device)}
         table, _ = inputs.instruction_table(experiment.env, priors.get("lago_exact"), None)  # type: ignore[arg-type]

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import tyro
 
 from lago_fast.cli import console, inputs
-from lago_fast.cli.command import Command
+from lago_fast.cli.command import Command, by_default
+from lago_fast.cores import use_torch_threads
 from lago_fast.errors import UnsupportedArgument
 from lago_fast.presets import PRESETS, Experiment
 
@@ -43,8 +44,8 @@ class Compare(Command):
     """Replace the comparison that is already at --out."""
     workers: int = 1
     """Training runs at a time; more is faster, but then no run's speed is its own."""
-    torch_threads: int = 1
-    """Threads of the learner; the simulators keep the other cores busy."""
+    torch_threads: Annotated[int | None, by_default("one per usable core")] = None
+    """Threads of the learner's updates and the prior; a policy that acts has one, as simulators use the others."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
 
     @classmethod
@@ -55,15 +56,13 @@ class Compare(Command):
 
     def run(self) -> None:
         """Check the settings, run the experiment, and print its table."""
-        import torch
-
         from lago_fast import runs
         from lago_fast.experiment import compare
         from lago_fast.training import ARMS, make_env
 
         if self.workers < 1:
             raise UnsupportedArgument(f"workers: {self.workers}; give 1 or more")
-        torch.set_num_threads(self.torch_threads)
+        use_torch_threads(self.torch_threads)
         runs.check_free(self.out, overwrite=self.overwrite)
         unknown = [arm for arm in self.experiment.arms if arm not in ARMS]
         if unknown or not self.experiment.arms or not self.experiment.seeds:

@@ -11,6 +11,7 @@ from lago_fast.cli import console, inputs
 from lago_fast.cli.command import Command, by_default
 from lago_fast.cli.prior_options import PriorOptions
 from lago_fast.cli.recorded import recorded_settings
+from lago_fast.cores import use_torch_threads
 from lago_fast.errors import PriorMismatch, UnsupportedArgument
 from lago_fast.presets import EnvSettings, Experiment, TrainSettings, start_of
 
@@ -40,8 +41,8 @@ class Train(Command):
     """Decides initial weights, start positions, goals and wording."""
     instruction_encoder: Annotated[str | None, by_default("the prior's")] = None
     """Language model that encodes the instruction for the policy, with several goals."""
-    torch_threads: int = 1
-    """Threads of the learner; the simulators keep the other cores busy."""
+    torch_threads: Annotated[int | None, by_default("one per usable core")] = None
+    """Threads of the learner's updates and the prior; a policy that acts has one, as simulators use the others."""
     num_threads: Annotated[int | None, by_default("the cores shared among the tasks")] = None
     """Threads of each task's simulators."""
     profile: bool = False
@@ -68,15 +69,13 @@ class Train(Command):
         (as_recorded(self) if self.resume else self)._train()
 
     def _train(self) -> None:
-        import torch
-
         from lago_fast import report, runs
         from lago_fast.algorithms.stopping import StopOnSignals
         from lago_fast.envs.suites import suite_named
         from lago_fast.evaluate import known_tasks
         from lago_fast.training import train_run
 
-        torch.set_num_threads(self.torch_threads)
+        use_torch_threads(self.torch_threads)
         if not self.resume:
             runs.check_free(self.out, overwrite=self.overwrite)
         suite = suite_named(self.env.env)

@@ -1,7 +1,7 @@
 """EnvPool's simulators without the dictionaries that its Python layer makes of every step.
 
-That layer flattens the actions, checks them and builds a tree of infos of which `MetaworldArrayEnv` reads two columns: a
-third of the time that a step of eight environments costs the thread that sends it. Tests: tests/envs/test_bare_pool.py
+That layer flattens the actions, checks them and builds a tree of infos of which `MetaworldArrayEnv` reads two columns:
+a third of what a step of eight environments costs the thread that sends it. Tests: tests/envs/test_bare_pool.py
 """
 
 from typing import Any
