@@ -61,8 +61,9 @@ class FastKLPPO(CollectingPPO):
             action of its own state, so that it moves the policy there by the states that follow alone.
         prior_temperature: the prior is raised to 1 / temperature and renormalised.
         warm_start: spend the first rollout on fitting the policy to the prior, with no PPO update.
-        guard: let the KL of a task (or instruction) count by whether the prior, which plays some episodes of its own
-            first, does better than the policy: True, or `GuardSettings`; with kl_placement="loss", no kl_coef="auto".
+        guard: let the KL of a task (or instruction) count by whether the prior, which plays some episodes itself, does
+            better than the policy, which imitates them then: True, or `GuardSettings`; with kl_placement="loss" and no
+            kl_coef="auto".
         impl: implementation of the loss op (`lago_fast.ops`); the other ops take the same name where it is
             written for them, else "auto". `impls` says what came of it.
         on_nan: NaN or infinity in observations, rewards, the prior, losses or gradients: "raise" an error that names
