@@ -150,8 +150,8 @@ CLEVR = Experiment(
 )
 
 PRESETS = {
-    # minutes on two cores
-    "demo": Experiment(),
+    # minutes on two cores; of this seed's demonstrations drawer-open's are too few, so that there is something to learn
+    "demo": Experiment(demos=DemoSettings(seed=1001)),
     # does the gap last?
     "long": Experiment(
         arms=("ppo", "lago", "bc_ppo", "lago_random_init"),
