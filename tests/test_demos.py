@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 
 import h5py
@@ -346,6 +347,7 @@ def fork_trial(dataset):
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         faulthandler.disable()
+        signal.alarm(30)  # some files make the HDF5 library read for ever; `run_trial` has a time limit too
         os._exit(demo_files.trial(dataset))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return code, "as the trial said"
