@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lago_fast.demos import load_demos, record_demos
 from lago_fast.envs.clevr_goals import DIRECTIONS, NUM_BALLS, family_goals
-from lago_fast.envs.metaworld import task_phrasings
+from lago_fast.envs.metaworld_tasks import task_phrasings
 from lago_fast.envs.suites import suite_named
 from lago_fast.presets import CLEVR, EnvSettings, TrainSettings
 from lago_fast.priors.base import Kind, PriorOutput

@@ -21,7 +21,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from lago_fast import stage_one
 from lago_fast.algorithms.fast_kl_ppo import FastKLPPO
 from lago_fast.cores import torch_threads
-from lago_fast.envs.metaworld import ACTION_DIM, task_phrasings
+from lago_fast.envs.metaworld import ACTION_DIM
+from lago_fast.envs.metaworld_tasks import task_phrasings
 from lago_fast.envs.official import official_makers
 from lago_fast.envs.suites import suite_named
 from lago_fast.evaluate import View, random_actor

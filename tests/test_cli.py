@@ -17,7 +17,7 @@ from gymnasium.spaces import Box
 
 from lago_fast import cli, runs
 from lago_fast.cli.demos import Demos
-from lago_fast.envs.metaworld import task_phrasings
+from lago_fast.envs.metaworld_tasks import task_phrasings
 from tests.command_line import backbone, lago, refused
 
 __all__ = ["backbone", "refused"]  # fixtures

@@ -163,7 +163,7 @@ def test_what_belongs_to_another_environment_is_refused(prior, demos, refused, t
 
 
 def test_a_meta_world_prior_is_refused(backbone, refused, tmp_path):
-    from lago_fast.envs.metaworld import task_phrasings
+    from lago_fast.envs.metaworld_tasks import task_phrasings
     from lago_fast.priors.finetune import fit_prior
 
     rows, texts = np.zeros((4, 39), np.float32), task_phrasings()["push"]

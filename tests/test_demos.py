@@ -16,7 +16,7 @@ import pytest
 from lago_fast import demo_files, demos
 from lago_fast.demos import expert_table, load_demos, record_demos
 from lago_fast.envs.experts import play_expert
-from lago_fast.envs.metaworld import task_phrasings
+from lago_fast.envs.metaworld_tasks import task_phrasings
 from lago_fast.errors import DemonstrationError, MissingExtra, RunExists, UnknownTask, UnsupportedArgument
 from tests.algorithms.test_safe_load import little_memory, mutate
 

@@ -5,7 +5,7 @@ import pytest
 
 from lago_fast.demos import Demonstrations
 from lago_fast.envs.clevr_language import family_instructions
-from lago_fast.envs.metaworld import task_phrasings
+from lago_fast.envs.metaworld_tasks import task_phrasings
 from lago_fast.envs.suites import suite_named
 from lago_fast.errors import DemonstrationError, UnsupportedArgument
 from lago_fast.evaluate import rows_for

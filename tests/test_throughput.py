@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lago_fast import cli, runs, throughput
-from lago_fast.envs.metaworld import task_phrasings
+from lago_fast.envs.metaworld_tasks import task_phrasings
 from lago_fast.presets import EnvSettings, Experiment, TrainSettings
 from lago_fast.training import groups_of
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 
 from lago_fast.demos import Demonstrations, load_demos, record_demos
-from lago_fast.envs.metaworld import ACTION_DIM, STATE_DIM, task_phrasings
+from lago_fast.envs.metaworld import ACTION_DIM, STATE_DIM
+from lago_fast.envs.metaworld_tasks import task_phrasings
 from lago_fast.evaluate import evaluate
 from lago_fast.presets import STUDENT, EnvSettings, Experiment, PriorSettings
 from lago_fast.priors.amortised import AmortisedPrior

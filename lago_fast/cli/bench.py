@@ -52,7 +52,7 @@ class Bench(Command):
     def run(self) -> None:
         """Measure, and print two tables."""
         from lago_fast import runs, throughput
-        from lago_fast.envs.metaworld import check_tasks
+        from lago_fast.envs.metaworld_tasks import check_tasks
 
         if self.rounds < 1:
             raise UnsupportedArgument(f"rounds: {self.rounds}; time at least 1")

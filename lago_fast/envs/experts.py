@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lago_fast.envs.metaworld import STATE_DIM, MetaworldArrayEnv, check_tasks
+from lago_fast.envs.metaworld import STATE_DIM, MetaworldArrayEnv
+from lago_fast.envs.metaworld_tasks import check_tasks
 from lago_fast.errors import MissingExtra, UnsupportedArgument
 
 Expert = Callable[[np.ndarray], np.ndarray]

@@ -8,10 +8,7 @@ Source: https://github.com/sail-sg/envpool, https://github.com/Farama-Foundation
 Tests: tests/envs/test_metaworld.py, and test_official_metaworld.py against Meta-World's own functions.
 """
 
-import difflib
-import json
 from collections.abc import Sequence
-from importlib.resources import files
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,9 +20,10 @@ from lago_fast.cores import usable_cores
 from lago_fast.envs.bare_pool import BarePool
 from lago_fast.envs.fresh_pool import FreshPool
 from lago_fast.envs.groups import GroupedArrayEnv
+from lago_fast.envs.metaworld_tasks import check_tasks, envpool_id, task_phrasings
 from lago_fast.envs.state_words import describe_metaworld
 from lago_fast.envs.vec_env import ArrayReset, ArrayStep, ArrayVecEnv, ReturnNormalizer, checked_instruction_table
-from lago_fast.errors import MissingExtra, NonFiniteError, UnknownTask, UnsupportedArgument
+from lago_fast.errors import MissingExtra, NonFiniteError, UnsupportedArgument
 
 if TYPE_CHECKING:
     from lago_fast.envs.sb3_adapter import SB3VecEnv
@@ -34,38 +32,6 @@ STATE_DIM = 39
 ACTION_DIM = 4
 # their goal drifts from episode to episode of one simulator; see fresh_pool.py
 USED_ONCE = ("hammer", "shelf-place")
-
-
-def task_phrasings() -> dict[str, list[str]]:
-    """Natural-language instructions of all 50 tasks, the plainest first."""
-    text = files("lago_fast.envs").joinpath("assets/instructions.json").read_text(encoding="utf-8")
-    phrasings: dict[str, list[str]] = json.loads(text)
-    return phrasings
-
-
-def check_tasks(tasks: Sequence[str]) -> list[str]:
-    """The task names as a list.
-
-    Raises:
-        UnknownTask: a name is not one of the 50, with the nearest names.
-        UnsupportedArgument: no task, a task twice, or one string instead of a list.
-    """
-    if isinstance(tasks, str):
-        raise UnsupportedArgument(f"tasks={tasks!r}: give a list of names, [{tasks!r}]")
-    known = task_phrasings()
-    for task in tasks:
-        if task not in known:
-            near = difflib.get_close_matches(str(task), known, n=3, cutoff=0.4)
-            hint = f"nearest names: {', '.join(near)}" if near else "names look like 'drawer-open'"
-            raise UnknownTask(f"tasks: {task!r} is not one of the {len(known)} Meta-World v3 tasks; {hint}")
-    if not tasks or len(set(tasks)) != len(tasks):
-        raise UnsupportedArgument(f"tasks={list(tasks)!r}: give at least one task, and each only once")
-    return list(tasks)
-
-
-def envpool_id(task: str) -> str:
-    """EnvPool's name of a task: "drawer-open" -> "MetaWorld/DrawerOpen-v3"."""
-    return "MetaWorld/" + "".join(part.capitalize() for part in task.split("-")) + "-v3"
 
 
 class MetaworldArrayEnv(ArrayVecEnv):

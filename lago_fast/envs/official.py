@@ -9,7 +9,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from lago_fast.envs.metaworld import STATE_DIM, check_tasks
+from lago_fast.envs.metaworld import STATE_DIM
+from lago_fast.envs.metaworld_tasks import check_tasks
 from lago_fast.errors import MissingExtra
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from lago_fast.envs import clevr_goals, clevr_language
 from lago_fast.envs.experts import Episode, make_expert, play_expert
-from lago_fast.envs.metaworld import ACTION_DIM, STATE_DIM, check_tasks, make_metaworld_array, task_phrasings
+from lago_fast.envs.metaworld import ACTION_DIM, STATE_DIM, make_metaworld_array
+from lago_fast.envs.metaworld_tasks import check_tasks, task_phrasings
 from lago_fast.envs.vec_env import ArrayVecEnv
 from lago_fast.errors import UnsupportedArgument
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lago_fast.envs.experts import make_expert, play_expert
-from lago_fast.envs.metaworld import task_phrasings
+from lago_fast.envs.metaworld_tasks import task_phrasings
 from lago_fast.errors import MissingExtra, UnknownTask, UnsupportedArgument
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lago_fast.envs.experts import make_expert
-from lago_fast.envs.metaworld import MetaworldArrayEnv, task_phrasings
+from lago_fast.envs.metaworld import MetaworldArrayEnv
+from lago_fast.envs.metaworld_tasks import task_phrasings
 
 TASKS = ["drawer-open", "push"]
 HORIZON = 5  # of the environments that the fixture `make` makes

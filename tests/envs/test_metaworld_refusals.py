@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError, ResetNeeded
 
-from lago_fast.envs.metaworld import envpool_id, task_phrasings
+from lago_fast.envs.metaworld_tasks import envpool_id, task_phrasings
 from lago_fast.errors import MissingExtra, NonFiniteError, UnknownTask, UnsupportedArgument
 
 
