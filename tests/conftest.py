@@ -28,7 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """Start each test from the same state of the global generators, whatever ran before it."""
+    """Start each test with one thread and the same state of the global generators, whatever ran before it."""
+    torch.set_num_threads(1)
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - Stable-Baselines3 draws from numpy's global generator
     torch.manual_seed(0)
