@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from lago_fast import stage_one
 from lago_fast.algorithms.fast_kl_ppo import FastKLPPO
+from lago_fast.algorithms.guard import settled
 from lago_fast.cores import torch_threads
 from lago_fast.envs.metaworld import ACTION_DIM
 from lago_fast.envs.metaworld_tasks import task_phrasings
@@ -29,7 +30,7 @@ from lago_fast.evaluate import View, random_actor
 from lago_fast.presets import Experiment
 from lago_fast.priors.base import ActionPrior
 from lago_fast.report import stages
-from lago_fast.training import kl_schedule, make_env, ppo_settings
+from lago_fast.training import guard_settings, kl_schedule, make_env, ppo_settings
 
 ROUNDS = 3
 SB3_THREADS = 1  # of torch; more than one compete with the simulators while its policy acts
@@ -170,9 +171,10 @@ def _raw(experiment: Experiment) -> Iterator[Arm]:
 def _ours(
     experiment: Experiment, table: np.ndarray | None, prior: ActionPrior | None
 ) -> Iterator[tuple[Arm, FastKLPPO]]:
-    """Train with the settings of the experiment's arms, `overlap` aside."""
+    """Train with the settings of the experiment's arms, `overlap` aside; a guard has seen the prior play."""
     env = make_env(experiment.env, 0, table)
     train = experiment.train
+    guard = None if prior is None else guard_settings(train)
     model = FastKLPPO(
         "MlpPolicy",
         env,
@@ -181,8 +183,11 @@ def _ours(
         prior=prior,
         kl_coef=kl_schedule(train),
         kl_direction=train.kl_direction,
+        guard=guard,
         impl=train.impl,
     )
+    if guard is not None:
+        model.guard_state = settled(guard, len(env.array_lane.tasks))
     yield lambda: _learn(model), model
     env.close()
 

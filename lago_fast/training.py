@@ -19,6 +19,7 @@ from lago_fast import runs
 from lago_fast.algorithms.checkpoint_every import CheckpointEvery
 from lago_fast.algorithms.cloning import clone_policy
 from lago_fast.algorithms.fast_kl_ppo import FastKLPPO
+from lago_fast.algorithms.guard import GuardSettings
 from lago_fast.algorithms.kl_coefficient import LinearSchedule
 from lago_fast.algorithms.progress_log import progress_logger
 from lago_fast.algorithms.stopping import StopOnSignals
@@ -169,6 +170,11 @@ def kl_schedule(train: TrainSettings) -> LinearSchedule:
     return LinearSchedule(train.kl_coef, train.kl_coef_end, train.kl_coef_until)
 
 
+def guard_settings(train: TrainSettings) -> GuardSettings | None:
+    """Return the guard of the guided arms, None for none."""
+    return GuardSettings(floor=train.guard_floor, imitate=train.guard_imitate) if train.guard else None
+
+
 def train_run(
     arm: str,
     seed: int,
@@ -232,7 +238,7 @@ def train_run(
             prior=prior if guided else None,
             kl_coef=kl_schedule(settings) if guided else 0.0,
             kl_direction=settings.kl_direction,
-            guard=settings.guard and guided,
+            guard=guard_settings(settings) if guided else None,
             impl=settings.impl,
             overlap=settings.overlap,
         )

@@ -24,6 +24,7 @@ from lago_fast.buffers import RolloutBuffer
 from lago_fast.errors import UnsupportedArgument
 
 ROWS_OF_GROUP = 256  # of a rollout, that an instruction must have on average to be a group of its own
+FULL = 0.999  # weight that counts as 1: rounding may keep it below
 LOGGED_GROUPS = 16  # more are not logged one by one
 
 State = dict[str, list[float]]
@@ -42,6 +43,9 @@ class GuardSettings:
         burden: how much it falls per rollout where neither is the better, as long as it is above `anchor`, at least 0.
         anchor: weight that is enough to hold a policy that is as good as the prior, from `least` to 1.
         least: smallest weight, and the first, in (0, 1].
+        floor: weight that is kept, whatever comes, by a prior that has once counted fully, from 0 to 1; with 1 the
+            guard only decides whether a prior is to count.
+        imitate: fit the policy to the prior in the states of the prior's episodes, where these are the better ones.
 
     Raises UnsupportedArgument when one is out of range.
     """
@@ -54,6 +58,8 @@ class GuardSettings:
     burden: float = 0.2
     anchor: float = 0.1
     least: float = 0.001
+    floor: float = 0.0
+    imitate: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
@@ -66,6 +72,7 @@ class GuardSettings:
             ("burden", 0 <= self.burden < math.inf, "at least 0"),
             ("anchor", self.least <= self.anchor <= 1, "from `least` to 1"),
             ("least", 0 < self.least <= 1, "in (0, 1]"),
+            ("floor", 0 <= self.floor <= 1, "from 0 to 1"),
         ):
             if not fits:
                 raise UnsupportedArgument(f"guard: {name}={getattr(self, name)}: give a number {wanted}")
@@ -156,11 +163,12 @@ class Guard:
     ) -> None:
         self.settings, self.names, self.env_group = settings, list(names), env_group
         count = len(self.names)
-        self.weights = [settings.least] * count
+        self.weights, self.counted = [settings.least] * count, [0.0] * count  # the latter 1 where it once did fully
         self.prior, self.policy = Returns(count), Returns(count, settings.window)
         self.prior_steps = 0  # env steps that the prior's episodes took
         if state is not None and len(state["weights"]) == count:
-            self.weights, self.prior_steps = list(state["weights"]), int(state["prior_steps"][0])
+            self.weights, self.counted = list(state["weights"]), list(state["counted"])
+            self.prior_steps = int(state["prior_steps"][0])
             for name, kept in (("prior", self.prior), ("policy", self.policy)):
                 for column in ("count", "mean", "variance"):
                     setattr(kept, column, list(state[f"{name}_{column}"]))
@@ -168,7 +176,8 @@ class Guard:
     @property
     def state(self) -> State:
         """Return all that it has learnt, as plain numbers."""
-        kept = {"weights": list(self.weights), "prior_steps": [float(self.prior_steps)]}
+        kept = {"weights": list(self.weights), "counted": list(self.counted)}
+        kept["prior_steps"] = [float(self.prior_steps)]
         for name, returns in (("prior", self.prior), ("policy", self.policy)):
             for column in ("count", "mean", "variance"):
                 kept[f"{name}_{column}"] = list(getattr(returns, column))
@@ -261,7 +270,9 @@ class Guard:
             found = self.advantage_of_prior(g)
             beyond = max(0.0, abs(found) - s.doubt)
             change = math.copysign(s.step * beyond, found) if beyond > 0 else -self._relief(g)
-            self.weights[g] = min(1.0, max(s.least, self.weights[g] * math.exp(min(change, -math.log(s.least)))))
+            least = max(s.least, s.floor * self.counted[g])
+            self.weights[g] = min(1.0, max(least, self.weights[g] * math.exp(min(change, -math.log(s.least)))))
+            self.counted[g] = max(self.counted[g], float(self.weights[g] >= FULL))
         rows = self.rows_of(self.weights, buffer.instruction_id)
         buffer.kl_weight = rows if buffer.trust is None else rows * buffer.trust
         self._record(logger, buffer)
@@ -280,6 +291,14 @@ class Guard:
             for g, name in enumerate(self.names):
                 logger.record(f"prior/guard_weight_{name}", self.weights[g])
                 logger.record(f"prior/guard_advantage_{name}", self.advantage_of_prior(g))
+
+
+def settled(settings: GuardSettings, groups: int) -> State:
+    """Return the state of a guard of so many groups that has seen the prior play and lets it count fully."""
+    guard = Guard(settings, [""] * groups, None)
+    guard.weights, guard.counted = [1.0] * groups, [1.0] * groups
+    guard.prior.count = [float(settings.episodes)] * groups
+    return guard.state
 
 
 def guard_for(settings: GuardSettings | None, env: VecEnv, buffer: RolloutBuffer, state: State | None) -> Guard | None:

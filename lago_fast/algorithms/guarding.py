@@ -52,7 +52,8 @@ class GuardedPPO(KeptPPO):
     def _let_prior_play(self, guard: Guard) -> None:
         """Have the guard see episodes of the prior, which count as env steps; the envs start anew before and after.
 
-        Where they are the better ones, the policy is fitted to the prior on their rows after the update to come.
+        Where they are the better ones, the policy is fitted to the prior on their rows after the update to come, unless
+        the guard's settings have it not.
         """
         assert self.env is not None
         self._start_envs_anew()
@@ -67,6 +68,8 @@ class GuardedPPO(KeptPPO):
         valid = guard.watch_prior(self._lane, act, self._last_obs, self._instruction_id, self._total_timesteps)
         self.num_timesteps += guard.prior_steps - before
         self._start_envs_anew()
+        if not guard.settings.imitate:
+            return
         played = self._new_buffer(len(said))
         for t, (observations, instruction_id, outputs) in enumerate(said):
             played.store_observation(t, observations)
