@@ -83,9 +83,9 @@ class TrainSettings:
     kl_coef_end: float = 0.04  # weight that it falls to, linearly in the steps, and keeps to the end
     kl_coef_until: float = 0.25  # share of the steps after which --kl-coef-end is reached
     kl_direction: Literal["policy_prior", "prior_policy"] = "policy_prior"  # or prior_policy, KL(prior || policy)
-    guard: bool = True  # let the KL of a task count only once the prior was found to do better than the policy
-    guard_floor: float = 1.0  # share of the KL that such a prior keeps at least, should the policy pass it
-    guard_imitate: bool = False  # fit the policy to such a prior on the prior's own episodes, once
+    guard: bool = False  # let the KL of a task count only while the prior does better than the policy
+    guard_floor: float = 0.0  # share of the KL that a prior which once did keeps, should the policy pass it
+    guard_imitate: bool = True  # fit the policy to such a prior on the prior's own episodes, once
     prior_mode: Literal["amortised", "exact"] = "amortised"  # ask the fast student, or the language model itself
     # collect the next rollout while the policy is updated: it is learnt from one update late
     overlap: Literal["none", "update"] = "none"
@@ -146,8 +146,7 @@ CLEVR = Experiment(
         kl_coef=0.3,
         kl_coef_end=0.1,
         kl_coef_until=0.5,
-        guard_floor=0.0,  # PPO goes beyond this prior
-        guard_imitate=True,
+        guard=True,  # PPO goes beyond this prior
     ),
     measure_baselines=False,
 )
