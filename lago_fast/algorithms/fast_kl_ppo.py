@@ -26,7 +26,6 @@ from lago_fast.algorithms.guard import GuardSettings, settings_of
 from lago_fast.algorithms.gymnasium_vector import GymnasiumVecEnv
 from lago_fast.algorithms.heads import PolicysOwnHead, make_head
 from lago_fast.algorithms.kl_coefficient import AUTO_START, KLCoefficient
-from lago_fast.algorithms.lanes import example_of
 from lago_fast.algorithms.micro_batches import Halving, MicroBatches
 from lago_fast.algorithms.numbers import Numbers, check_parameters
 from lago_fast.algorithms.prior_match import check_prior, match_env
@@ -214,17 +213,6 @@ class FastKLPPO(CollectingPPO):
         self._set_up_overlap()
         if self.prior is not None:
             self.set_prior(self.prior)
-
-    def _new_buffer(self, n_steps: int) -> RolloutBuffer:
-        return RolloutBuffer(
-            n_steps,
-            self.n_envs,
-            example_of(self.observation_space),
-            self._head.action_shape,
-            torch.int64 if isinstance(self.action_space, spaces.Discrete) else torch.float32,
-            self._head.widths,
-            self.device,
-        )
 
     def _impl_of(self, op: str) -> str:
         """Return the implementation wanted of an op beside the loss: the same where it is written for that op."""

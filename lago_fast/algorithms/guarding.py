@@ -3,16 +3,16 @@
 Test: pytest tests/algorithms/test_guard.py
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from lago_fast.algorithms.guard import Guard, check_returns, guard_for, settings_of
 from lago_fast.algorithms.heads import Head, PolicysOwnHead
-from lago_fast.algorithms.lanes import LaneStep, bounded_actions
+from lago_fast.algorithms.lanes import LaneStep, bounded_actions, example_of
 from lago_fast.algorithms.saving import KeptPPO
 from lago_fast.buffers import RolloutBuffer
 from lago_fast.priors.base import ActionPrior
@@ -28,7 +28,6 @@ class GuardedPPO(KeptPPO):
     _buffer: RolloutBuffer
     _head: Head
     _prior_ids: Tensor
-    _new_buffer: Callable[[int], RolloutBuffer]
     _played: RolloutBuffer | None  # rows of the prior's episodes that the policy is still to be fitted to
 
     def _take_lane(self) -> None:
@@ -79,6 +78,18 @@ class GuardedPPO(KeptPPO):
                 column[t] = output
         played.valid &= guard.rows_to_imitate(played.instruction_id)
         self._played = played if played.valid.any() else None
+
+    def _new_buffer(self, n_steps: int) -> RolloutBuffer:
+        """Return an empty buffer for so many steps of the model's envs."""
+        return RolloutBuffer(
+            n_steps,
+            self.n_envs,
+            example_of(self.observation_space),
+            self._head.action_shape,
+            torch.int64 if isinstance(self.action_space, spaces.Discrete) else torch.float32,
+            self._head.widths,
+            self.device,
+        )
 
     def _start_envs_anew(self) -> None:
         assert self.env is not None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("envpool")
+pytest.importorskip("envpool", reason="Meta-World needs the extra 'envs'")
 import envpool
 
 from lago_fast.envs.bare_pool import BarePool
