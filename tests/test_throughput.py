@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 from lago_fast import cli, runs, throughput
 from lago_fast.envs.metaworld_tasks import task_phrasings
 from lago_fast.presets import EnvSettings, Experiment, TrainSettings
+from lago_fast.priors.base import PriorOutput
 from lago_fast.training import groups_of
+from tests.algorithms.point_env import ScriptedPrior
 
 TINY = ("--num-envs", "2", "--n-steps", "8", "--batch-size", "8", "--n-epochs", "1", "--rounds", "2",
         "--max-episode-steps", "10")  # fmt: skip
@@ -35,6 +38,32 @@ def test_every_arm_takes_its_turn_and_only_ours_have_stages():
     assert all(rate > 0 for windows in rates.windows.values() for rate in windows)
     assert set(rates.stages) == {"ppo"}
     assert sum(stage["share"] for stage in rates.stages["ppo"].values()) == pytest.approx(1)
+
+
+class Still(ScriptedPrior):
+    """A prior of reach that stays where it is."""
+
+    state_dim, instructions = 39, task_phrasings()["reach"]
+
+    def __init__(self):
+        super().__init__()
+        self.action_dim = 4
+
+    def query(self, state, instruction_id):
+        assert len(instruction_id) == len(state)
+        self.queried += len(state)
+        mean = torch.zeros(len(state), 4)
+        return PriorOutput(mean=mean, log_std=mean - 1)
+
+
+def test_an_arm_with_a_guard_is_timed_without_the_episodes_of_its_prior():
+    experiment = Experiment(
+        env=EnvSettings(tasks=("reach",), num_envs=2, max_episode_steps=5),
+        train=TrainSettings(n_steps=8, batch_size=8, n_epochs=1, guard=True),
+    )
+    prior = Still()
+    throughput.interleaved(experiment, None, {"lago": prior}, rounds=2)
+    assert prior.queried == 3 * 8 * 2  # every step of the rollouts, the warm-up's too, and nothing else
 
 
 def test_a_window_is_no_shorter_than_an_episode():

@@ -272,7 +272,7 @@ class FastKLPPO(CollectingPPO):
             NonFiniteError: a loss or gradient became NaN or infinite, with on_nan="raise".
         """
         if self._dropped:
-            self._dropped = False
+            self._dropped, self._played = False, None  # a checkpoint holds no rows that wait for an update
             return
         self._numbers.remember(self)
         try:
@@ -280,6 +280,7 @@ class FastKLPPO(CollectingPPO):
                 self._update()
             check_parameters(list(self.policy.parameters()), self._gradient_steps)
         except NonFiniteLoss as error:
+            self._played = None
             self._numbers.undo_update(self, error)
             return
         self._numbers.passed(self.logger.name_to_value)

@@ -270,6 +270,15 @@ def test_the_policy_imitates_a_prior_that_is_better_and_no_other():
         assert logged is None
 
 
+def test_rows_to_imitate_wait_for_no_later_update():
+    model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=ScriptedPrior(), guard=FEW)
+    model.learn(256)
+    assert model._played is None
+    model._played, model._dropped = model._new_buffer(4), True
+    model.train()
+    assert model._played is None
+
+
 def test_rows_of_groups_whose_prior_is_better_are_imitated():
     guard = Guard(GuardSettings(), ["a", "b"], np.array([0, 0, 1]))
     for kept, values in ((guard.prior, ([3.0, 5.0], [0.0, 2.0])), (guard.policy, ([0.0, 2.0], [3.0, 5.0]))):
