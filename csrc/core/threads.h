@@ -11,8 +11,8 @@ namespace lago {
 // them; `thread` is in [0, threads), and no two calls with the same one overlap. Which thread takes which
 // chunk is decided as they come: what the work computes must not depend on it. `work` must not throw.
 //
-// The threads are kept for the next call; between calls they spin for a moment, then sleep. A second call while one runs, from another
-// thread, does its work alone. After a fork the child starts threads of its own.
+// The threads are kept for the next call; between calls they spin for a moment, then sleep. A second call
+// while one runs, from another thread, does its work alone. After a fork the child starts threads of its own.
 void ParallelFor(std::size_t chunks, int threads, const std::function<void(std::size_t, int)>& work);
 
 }  // namespace lago
