@@ -36,6 +36,9 @@ class GuardSettings:
 
     Args:
         episodes: that the prior plays of each group, at least 2.
+        most_episodes: that it plays where `episodes` do not tell which of the two is the better, at least `episodes`.
+        sure: standard errors of the difference of the returns from which on they do tell, at least `doubt`; a prior
+            that is so much the better counts fully at once.
         probe_share: of the training's env steps, which the prior may take for them at most, in (0, 1].
         window: of the policy's newest episodes whose returns count, about, at least 2.
         doubt: standard errors of the difference of the returns from which on one of the two is the better, at least 0.
@@ -51,6 +54,8 @@ class GuardSettings:
     """
 
     episodes: int = 16
+    most_episodes: int = 64
+    sure: float = 2.0
     probe_share: float = 0.1
     window: int = 32
     doubt: float = 1.0
@@ -65,6 +70,8 @@ class GuardSettings:
         """Refuse what is out of range."""
         for name, fits, wanted in (
             ("episodes", self.episodes >= 2, "at least 2"),
+            ("most_episodes", self.most_episodes >= self.episodes, "of at least `episodes`"),
+            ("sure", self.doubt <= self.sure < math.inf, "of at least `doubt`"),
             ("probe_share", 0 < self.probe_share <= 1, "in (0, 1]"),
             ("window", self.window >= 2, "at least 2"),
             ("doubt", 0 <= self.doubt < math.inf, "at least 0"),
@@ -166,9 +173,10 @@ class Guard:
         self.weights, self.counted = [settings.least] * count, [0.0] * count  # the latter 1 where it once did fully
         self.prior, self.policy = Returns(count), Returns(count, settings.window)
         self.prior_steps = 0  # env steps that the prior's episodes took
+        self.heard = False  # whether the prior has played all that it is to be judged by
         if state is not None and len(state["weights"]) == count:
             self.weights, self.counted = list(state["weights"]), list(state["counted"])
-            self.prior_steps = int(state["prior_steps"][0])
+            self.prior_steps, self.heard = int(state["prior_steps"][0]), bool(state["heard"][0])
             for name, kept in (("prior", self.prior), ("policy", self.policy)):
                 for column in ("count", "mean", "variance"):
                     setattr(kept, column, list(state[f"{name}_{column}"]))
@@ -177,22 +185,30 @@ class Guard:
     def state(self) -> State:
         """Return all that it has learnt, as plain numbers."""
         kept = {"weights": list(self.weights), "counted": list(self.counted)}
-        kept["prior_steps"] = [float(self.prior_steps)]
+        kept["prior_steps"], kept["heard"] = [float(self.prior_steps)], [float(self.heard)]
         for name, returns in (("prior", self.prior), ("policy", self.policy)):
             for column in ("count", "mean", "variance"):
                 kept[f"{name}_{column}"] = list(getattr(returns, column))
         return kept
 
-    @property
-    def knows_prior(self) -> bool:
-        """Tell whether the prior has played all the episodes that it is to be judged by."""
-        return min(self.prior.count) >= self.settings.episodes
-
     def wants_prior_to_play(self, total_timesteps: int) -> bool:
         """Tell whether it is time for the prior's episodes: the policy has some in half of the groups or more."""
         known = sum(count >= 2 for count in self.policy.count)
         left = self.settings.probe_share * total_timesteps - self.prior_steps
-        return not self.knows_prior and 2 * known >= len(self.names) and left > 0
+        return not self.heard and 2 * known >= len(self.names) and left > 0
+
+    def _wants_another_round(self, left: float, steps_of_round: int) -> bool:
+        """Tell whether the prior is to play on, given the env steps that are left to it and that a round takes."""
+        s = self.settings
+        if min(self.prior.count) < s.episodes:
+            return left > 0
+        unsure = [
+            self.prior.count[g] < s.most_episodes
+            and self.policy.count[g] >= 2
+            and abs(self.advantage_of_prior(g)) < s.sure
+            for g in range(len(self.names))
+        ]
+        return any(unsure) and left >= steps_of_round
 
     def note(self, returns: Returns, episodes: Sequence[Episode], instruction_id: np.ndarray) -> None:
         """Take in episodes, given the instruction of each env while they lasted [N]."""
@@ -208,10 +224,11 @@ class Guard:
         instruction_id: np.ndarray,
         total_timesteps: int,
     ) -> list[np.ndarray]:
-        """Let the prior play until it has played all its episodes; return which rows of each step were valid, [N] bool.
+        """Let the prior play all its episodes; return which rows of each step were valid, [N] bool.
 
         It plays whole rounds, one episode in every env: where a success ends an episode, the first to end are the good
-        ones. A round that is cut off counts for nothing.
+        ones. A round that is cut off counts for nothing. Where `episodes` of each group leave it open in one of them
+        which of the two is the better, it plays on.
 
         Args:
             lane: of envs that were just reset.
@@ -222,18 +239,23 @@ class Guard:
 
         Raises UnsupportedArgument as `check_returns` does.
         """
-        valid, rounds = [], Rounds(len(instruction_id))
+        valid, rounds, steps_of_round = [], Rounds(len(instruction_id)), 0
         most = self.settings.probe_share * total_timesteps
-        while not self.knows_prior and self.prior_steps < most:
-            step = lane.step(act(observation, instruction_id))
-            valid.append(step.valid)
-            self.prior_steps += int(step.valid.sum())
-            check_returns(step)
-            of_env = instruction_id if self.env_group is None else self.env_group
-            rounds.add([(episode.env, int(of_env[episode.env]), episode.total_reward) for episode in step.episodes])
-            for group, total_reward in rounds.complete():
+        while self._wants_another_round(most - self.prior_steps, steps_of_round):
+            begun, ended = self.prior_steps, list[tuple[int, float]]()
+            while not ended and self.prior_steps < most:
+                step = lane.step(act(observation, instruction_id))
+                valid.append(step.valid)
+                self.prior_steps += int(step.valid.sum())
+                check_returns(step)
+                of_env = instruction_id if self.env_group is None else self.env_group
+                rounds.add([(episode.env, int(of_env[episode.env]), episode.total_reward) for episode in step.episodes])
+                ended = rounds.complete()
+                observation, instruction_id = step.observation, step.instruction_id
+            for group, total_reward in ended:
                 self.prior.add(group, total_reward)
-            observation, instruction_id = step.observation, step.instruction_id
+            steps_of_round = self.prior_steps - begun
+        self.heard = min(self.prior.count) >= self.settings.episodes
         if min(self.prior.count) < 2:
             warnings.warn(
                 f"guard: the prior played {sum(self.prior.count):g} whole episodes of {len(self.names)} groups in "
@@ -270,6 +292,8 @@ class Guard:
             found = self.advantage_of_prior(g)
             beyond = max(0.0, abs(found) - s.doubt)
             change = math.copysign(s.step * beyond, found) if beyond > 0 else -self._relief(g)
+            if found >= s.sure:
+                change = math.inf
             least = max(s.least, s.floor * self.counted[g])
             self.weights[g] = min(1.0, max(least, self.weights[g] * math.exp(min(change, -math.log(s.least)))))
             self.counted[g] = max(self.counted[g], float(self.weights[g] >= FULL))
@@ -297,7 +321,7 @@ def settled(settings: GuardSettings, groups: int) -> State:
     """Return the state of a guard of so many groups that has seen the prior play and lets it count fully."""
     guard = Guard(settings, [""] * groups, None)
     guard.weights, guard.counted = [1.0] * groups, [1.0] * groups
-    guard.prior.count = [float(settings.episodes)] * groups
+    guard.heard = True
     return guard.state
 
 

@@ -63,7 +63,8 @@ def test_hand_computed_advantage():
 @pytest.mark.parametrize(
     ("prior", "policy", "before", "after"),
     [
-        ([3.0, 5.0], [0.0, 2.0], 0.1, 0.1 * math.exp(0.5 * (3 / math.sqrt(2) - 1))),  # the prior is better
+        ([2.0, 4.0], [0.0, 2.0], 0.1, 0.1 * math.exp(0.5 * (2 / math.sqrt(2) - 1))),  # the prior is better
+        ([3.0, 5.0], [0.0, 2.0], 0.1, 1.0),  # surely so
         ([0.0, 2.0], [3.0, 5.0], 0.1, 0.1 * math.exp(-0.5 * (3 / math.sqrt(2) - 1))),
         ([0.0, 2.0], [0.0, 2.0], 0.9, 0.9 * math.exp(-0.3)),  # neither
         ([0.0, 2.0], [0.0, 2.0], 0.25, 0.2),  # neither: the anchor holds
@@ -128,6 +129,8 @@ def test_groups_are_weighed_apart():
     ("changed", "named"),
     [
         ({"episodes": 1}, "episodes"),
+        ({"most_episodes": 15}, "most_episodes"),
+        ({"sure": 0.9}, "sure"),
         ({"probe_share": 0.0}, "probe_share"),
         ({"window": 1}, "window"),
         ({"doubt": -0.1}, "doubt"),
@@ -229,6 +232,18 @@ def test_the_prior_takes_its_share_and_goes_on_in_the_next_training():
     assert model.guard_state["prior_count"] == [8]
     model.learn(2560, reset_num_timesteps=False)
     assert model.guard_state["prior_count"] == [24]
+
+
+@pytest.mark.parametrize(("share", "played"), [(1.0, 24), (0.2, 16)])
+def test_the_prior_plays_on_where_it_is_open_which_is_the_better(share, played):
+    like_the_policy = ScriptedPrior(sign=0.0)
+    guard = GuardSettings(episodes=8, most_episodes=24, probe_share=share)
+    model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=like_the_policy, guard=guard)
+    model.learn(1280)
+    assert model.guard_state["prior_count"] == [played]
+    assert model.guard_state["prior_steps"] == [16 * played]  # 16 steps an episode: whole rounds, and no step beyond
+    model.learn(512, reset_num_timesteps=False)
+    assert model.guard_state["prior_count"] == [played]
 
 
 def test_a_rollout_is_not_cut_by_the_episodes_of_the_prior():
