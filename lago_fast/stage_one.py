@@ -92,6 +92,13 @@ def paraphrase(demos: Demonstrations, instructions: list[str], seed: int, *, sui
     return ids
 
 
+def paraphrases(
+    demos: Demonstrations, instructions: list[str], seed: int, count: int, *, suite: Suite | None = None
+) -> np.ndarray:
+    """Return `count` instruction ids for each demonstrated row, [n, count], each column as `paraphrase` draws it."""
+    return np.stack([paraphrase(demos, instructions, seed + k, suite=suite) for k in range(count)], axis=1)
+
+
 def _by_goal(demos: Demonstrations, goals: list[list[str]], rows: np.ndarray) -> Iterator[tuple[list[str], np.ndarray]]:
     """Yield (wordings of a goal, those of a task's rows in which it was demonstrated)."""
     if len(goals) == 1:
@@ -139,7 +146,7 @@ def fit(
     prior = fit_prior(
         demos.states,
         demos.actions,
-        paraphrase(demos, instructions, settings.seed, suite=suite_named(experiment.env.env)),
+        paraphrases(demos, instructions, settings.seed, settings.wordings, suite=suite_named(experiment.env.env)),
         demos.episode_id,
         instructions,
         task_id=demos.task_id,
@@ -157,6 +164,7 @@ def fit(
         input_noise=settings.input_noise,
         layers=settings.layers,
         head_hidden=settings.head_hidden,
+        state_path=settings.state_path,
         seed=settings.seed,
         progress=progress,
     )

@@ -38,6 +38,10 @@ class FitPrior(Command):
     """Use only so many of its first layers, which is faster; 0 for all."""
     head_hidden: Annotated[int | None, by_default("no such layer")] = None
     """Width of a hidden layer between the language model and the action."""
+    state_path: Literal["token", "token_and_head"] = PriorSettings.state_path
+    """Who reads the state: the language model alone, or the hidden layers behind it too."""
+    wordings: int = PriorSettings.wordings
+    """Ways to say its goal that each step is fitted in, one of them in a pass."""
     std: Literal["state_independent", "state_dependent", "fixed"] = PriorSettings.std
     """How the prior's standard deviation is found: one per action, by the state, or fixed at --std-init."""
     std_init: Annotated[float | None, by_default("0.5, or the floor of a fixed one")] = None
@@ -91,7 +95,8 @@ class FitPrior(Command):
         del preset
         start = start_of(env)
         same = ("std", "std_floor", "loss", "epochs", "batch_size", "learning_rate", "input_noise", "patience")
-        chosen: dict[str, Any] = {name: getattr(start.prior, name) for name in (*same, "head_hidden", "student_epochs")}
+        more = ("head_hidden", "state_path", "wordings", "student_epochs")
+        chosen: dict[str, Any] = {name: getattr(start.prior, name) for name in (*same, *more)}
         steps, tasks = start.env.max_episode_steps, start.env.eval_tasks
         chosen |= {"layers": start.prior.layers or 0, "student_episode_steps": steps, "eval_tasks": tasks}
         return cls(env=start.env.env, demos=tyro.MISSING, out=tyro.MISSING, **chosen)
@@ -101,7 +106,7 @@ class FitPrior(Command):
         from lago_fast.envs.suites import suite_named
         from lago_fast.priors.finetune import fit_prior
         from lago_fast.priors.folder import check_free
-        from lago_fast.stage_one import STD_INIT, paraphrase
+        from lago_fast.stage_one import STD_INIT, paraphrases
 
         check_free(self.out, overwrite=self.overwrite)
         device = inputs.check_device(self.device)
@@ -113,7 +118,7 @@ class FitPrior(Command):
             prior = fit_prior(
                 demos.states,
                 demos.actions,
-                paraphrase(demos, instructions, self.seed, suite=suite),
+                paraphrases(demos, instructions, self.seed, self.wordings, suite=suite),
                 demos.episode_id,
                 instructions,
                 task_id=demos.task_id,
@@ -126,6 +131,7 @@ class FitPrior(Command):
                 form=None if self.form == "auto" else self.form,
                 layers=self.layers or None,
                 head_hidden=self.head_hidden,
+                state_path=self.state_path,
                 std=self.std,
                 std_init=std_init,
                 std_floor=self.std_floor,

@@ -15,6 +15,7 @@ MAX_WIDTH = 2**16  # a file that asks for more asks for the machine's memory
 Form = Literal["pooled", "prompt"]
 Finetune = Literal["frozen", "lora", "qlora", "full"]
 Std = Literal["state_independent", "state_dependent", "fixed"]
+StatePath = Literal["token", "token_and_head"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class PriorConfig:
     state_clip: float = 5.0  # of the normalised state, in standard deviations
     head_hidden: int | None = None  # width of the head's hidden layer; None: linear
     instruction_adapter: bool = True  # learned linear map on the instruction latent, "pooled" only
+    # "token": the state is a token alone, of a two-layer projector. "token_and_head": of a linear one that starts small,
+    # the head, with two hidden layers, reads the state as well, and instruction latents are standardised: so the words
+    # are learnt before the states of the demonstrations are learnt by heart
+    state_path: StatePath = "token"
     lora_rank: int = 8
     lora_alpha: int = 16
 
@@ -44,6 +49,9 @@ class PriorConfig:
         check_choice("form", self.form, ("pooled", "prompt"))
         check_choice("finetune", self.finetune, ("frozen", "lora", "qlora", "full"))
         check_choice("std", self.std, ("state_independent", "state_dependent", "fixed"))
+        check_choice("state_path", self.state_path, ("token", "token_and_head"))
+        if self.state_path == "token_and_head" and self.head_hidden is None:
+            raise UnsupportedArgument('state_path: "token_and_head" needs a hidden layer; give head_hidden, or "token"')
         for name in ("state_dim", "action_dim", "layers", "head_hidden", "lora_rank", "lora_alpha"):
             value = getattr(self, name)
             # True counts as 1 in Python, and not in what builds a transformer

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lago_fast.errors import NonFiniteError, UnsupportedArgument
 from lago_fast.priors.backbone import DEFAULT_BACKBONE, Backbone, find_backbone
 from lago_fast.priors.base import Kind, PriorOutput
-from lago_fast.priors.config import Finetune, Form, PriorConfig, Std
+from lago_fast.priors.config import Finetune, Form, PriorConfig, StatePath, Std
 from lago_fast.priors.folder import check_choice
 from lago_fast.priors.latent_action import QUERY_ROWS, LatentActionPrior
 from lago_fast.priors.memory_plan import plan_fit
@@ -58,6 +58,7 @@ def fit_prior(
     std_init: float = 0.5,
     std_floor: float = 0.2,
     head_hidden: int | None = None,
+    state_path: StatePath = "token",
     loss: Literal["nll", "mse"] = "nll",
     epochs: int = 20,
     batch_size: int = 256,
@@ -81,7 +82,8 @@ def fit_prior(
     Args:
         states: [n, S], raw.
         actions: [n, D] floating (Gaussian) or [n] integer (categorical).
-        instruction_id: [n] integers, index into `instructions`.
+        instruction_id: [n] integers, index into `instructions`; or [n, W], ways to say the same, of which each
+            pass over the rows draws one per row, and everything else takes the first.
         episode_id: [n] integers; a whole episode is either fitted or held out.
         instructions: M texts.
         task_id: [n] integers; the split is even over tasks, and `val_nll_shuffled_instructions` gives every
@@ -100,6 +102,8 @@ def fit_prior(
         std_init: std at the start.
         std_floor: smallest std that a query answers with.
         head_hidden: width of the head's hidden layer; None: a linear head.
+        state_path: "token": the head reads the transformer alone; "token_and_head": the state as well, and has two
+            hidden layers.
         loss: "nll"; "mse" fits the mean of a Gaussian, and its std is the residual's unless fixed.
         epochs: passes over the fitted rows, at most.
         batch_size: rows per optimiser step.
@@ -166,6 +170,7 @@ def fit_prior(
             std_init=std_init,
             std_floor=std_floor,
             head_hidden=head_hidden,
+            state_path=state_path,
         )
         plan_fit(
             config,
@@ -177,7 +182,8 @@ def fit_prior(
             device=torch.device(device),
         )
         prior = LatentActionPrior(config, backbone, instructions)
-        prior.fit_normaliser(rows.take(train).state)
+        fitted = rows.take(train)
+        prior.fit_normaliser(fitted.state, fitted.wordings)
         prior.to(device)
         if gradient_checkpointing:
             checkpoint_layers(prior.transformer, True)
@@ -206,7 +212,7 @@ def fit_prior(
     }
     if quantization == "none":
         return prior
-    held, fitted = rows.take(val), rows.take(train)
+    held = rows.take(val)
     return quantize_prior(
         prior,
         quantization,
@@ -315,7 +321,7 @@ class _Fit:
                 group["lr"] = self.recipe.lr * group["factor"] * one_cycle(done)
             self.optimiser.zero_grad()
             for part in index.split(math.ceil(len(index) / self.recipe.parts)):
-                batch = self.train.take(part)
+                batch = self.train.take(part).reworded(self.generator)
                 out = self.prior(batch.state, batch.instruction_id, self.recipe.input_noise)
                 loss = self._loss(out, batch.action).mean() * (len(part) / len(index))
                 loss.backward()

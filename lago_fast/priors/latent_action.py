@@ -35,6 +35,7 @@ from lago_fast.priors.quantize import Quantization
 from lago_fast.priors.trust import Demonstrated
 
 QUERY_ROWS = 1024  # of a forward pass of a query
+SMALL = 1 / 6  # of the usual size: where a projector starts whose token is to stay in the background
 
 
 class LatentActionPrior(nn.Module):
@@ -62,6 +63,8 @@ class LatentActionPrior(nn.Module):
     action_low: Tensor
     action_high: Tensor
     token_rms: Tensor
+    mean_text: Tensor
+    std_text: Tensor
     tokens: Tensor
     lengths: Tensor
     transformer: Any
@@ -106,13 +109,16 @@ class LatentActionPrior(nn.Module):
         self.register_buffer("std_state", torch.ones(config.state_dim))
         self.register_buffer("action_low", torch.tensor(config.action_low))
         self.register_buffer("action_high", torch.tensor(config.action_high))
-        self.projector = nn.Sequential(nn.Linear(config.state_dim, width), nn.GELU(), nn.Linear(width, width))
+        self.projector = _projector(config, width)
         self.adapter = nn.Linear(width, width) if config.form == "pooled" and config.instruction_adapter else None
         if self.adapter is not None:
             nn.init.eye_(self.adapter.weight)
             nn.init.zeros_(self.adapter.bias)
+            if config.state_path == "token_and_head":
+                self.register_buffer("mean_text", torch.zeros(width))
+                self.register_buffer("std_text", torch.full((width,), width**-0.5))
         outputs = config.action_dim * (2 if config.kind == "gaussian" and config.std == "state_dependent" else 1)
-        self.head = _head(width, config.head_hidden, outputs)
+        self.head = _head(config, width, outputs)
         self.log_std: nn.Parameter | None = None
         if config.kind == "gaussian" and config.std != "state_dependent":
             start = torch.full((config.action_dim,), config.std_init).log()
@@ -126,9 +132,11 @@ class LatentActionPrior(nn.Module):
         return self._digest_as(self.quantization)
 
     def _digest_as(self, quantization: Quantization) -> str:
+        # as it was before there were state paths, so that the priors of then keep their digests
+        config = {k: v for k, v in asdict(self.config).items() if (k, v) != ("state_path", "token")}
         about = {
             "backbone": self.reference["sha256"],
-            "config": asdict(self.config),
+            "config": config,
             "texts": self.instructions,
         }
         if quantization != "none":
@@ -199,20 +207,39 @@ class LatentActionPrior(nn.Module):
         normal = ((state - self.mean_state) / self.std_state).clamp(-self.config.state_clip, self.config.state_clip)
         return normal + noise * torch.randn_like(normal) if noise else normal
 
-    def fit_normaliser(self, states: Tensor) -> None:
-        """Take mean and std [S] from states [n, S]; a constant column keeps std 1."""
+    def fit_normaliser(self, states: Tensor, instruction_id: Tensor) -> None:
+        """Take mean and std [S] from states [n, S]; a constant column keeps std 1.
+
+        Where instruction latents are standardised, theirs [Z] are those of the instructions named, [m] int64.
+        """
         std, mean = torch.std_mean(states, dim=0, correction=0)
         self.mean_state.copy_(mean)
         self.std_state.copy_(torch.where(std < 1e-6, torch.ones_like(std), std.clamp(min=1e-3)))
+        if self.adapter is not None and self.config.state_path == "token_and_head":
+            std, mean = torch.std_mean(self.table[instruction_id.unique()], dim=0, correction=0)
+            self.mean_text.copy_(mean)
+            self.std_text.copy_(torch.where(std < 1e-6, torch.ones_like(std), std))
 
     def _latent(
         self, normal: Tensor, instruction_id: Tensor, prefix: PrefixKV | None = None, static: bool = False
     ) -> Tensor:
+        """Return what the head reads: the hidden state at the state token, and the state where it reads that too."""
+        hidden = self._hidden(normal, instruction_id, prefix, static)
+        return hidden if self.config.state_path == "token" else torch.cat([hidden, normal], dim=1)
+
+    def _instruction(self, instruction_id: Tensor) -> Tensor:
+        """Return instruction latents [B, Z] as the adapter reads them, of a mean square of about 1."""
+        latent = self.table[instruction_id]
+        if self.adapter is not None and self.config.state_path == "token_and_head":
+            return (latent - self.mean_text) / self.std_text
+        return latent * latent.shape[1] ** 0.5
+
+    def _hidden(self, normal: Tensor, instruction_id: Tensor, prefix: PrefixKV | None, static: bool) -> Tensor:
         state_token = self.projector(normal) * self.token_rms  # [B, Z]
         if prefix is not None:
             return prefixes.read_state(self.transformer, prefix, state_token, instruction_id, static=static).float()
         if self.config.form == "pooled":
-            text = self.table[instruction_id] * self.table.shape[1] ** 0.5
+            text = self._instruction(instruction_id)
             text = (text if self.adapter is None else self.adapter(text)) * self.token_rms
             sequence = torch.stack([text, state_token], dim=1).to(quantize.compute_dtype(self.quantization))
             return self.transformer(inputs_embeds=sequence, attention_mask=None).last_hidden_state[:, 1].float()
@@ -392,7 +419,21 @@ class LatentActionPrior(nn.Module):
         return prior.to(device)
 
 
-def _head(width: int, hidden: int | None, outputs: int) -> nn.Module:
+def _projector(config: PriorConfig, width: int) -> nn.Sequential:
+    if config.state_path == "token":
+        return nn.Sequential(nn.Linear(config.state_dim, width), nn.GELU(), nn.Linear(width, width))
+    projector = nn.Sequential(nn.Linear(config.state_dim, width))
+    with torch.no_grad():
+        for parameter in projector.parameters():
+            parameter.mul_(SMALL)
+    return projector
+
+
+def _head(config: PriorConfig, width: int, outputs: int) -> nn.Module:
+    hidden = config.head_hidden
     if hidden is None:
         return nn.Linear(width, outputs)
-    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+    if config.state_path == "token":
+        return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+    first = nn.Linear(width + config.state_dim, hidden)
+    return nn.Sequential(first, nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, outputs))

@@ -68,7 +68,10 @@ def plan_fit(
         raise UnsupportedArgument(f"gradient_checkpointing: {backbone.name} has none; leave it out")
     width, prompt = backbone.hidden_size, config.form == "prompt"
     projector, adapter = width * (config.state_dim + width), 0 if prompt else width * width
-    head = (config.head_hidden or 0) * width + (config.head_hidden or width) * 2 * config.action_dim
+    hidden = config.head_hidden or 0
+    head = hidden * width + (hidden or width) * 2 * config.action_dim
+    if config.state_path == "token_and_head":
+        head += hidden * (config.state_dim + hidden)
     plan = plan_memory(
         skeleton_of(backbone.model, config.layers),
         finetune=config.finetune,

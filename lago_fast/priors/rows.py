@@ -21,10 +21,19 @@ class Rows(NamedTuple):
     instruction_id: Tensor  # [n] int64
     episode_id: Tensor  # [n] int64
     task_id: Tensor  # [n] int64
+    wordings: Tensor  # [n, W] int64, instructions that say the same as instruction_id, which is the first
 
     def take(self, index: Tensor) -> "Rows":
         """Return the rows at `index`."""
         return Rows(*(column[index] for column in self))
+
+    def reworded(self, generator: torch.Generator) -> "Rows":
+        """Return the rows with one of their wordings each, drawn anew."""
+        count, wordings = self.wordings.shape
+        if wordings == 1:
+            return self
+        drawn = torch.randint(wordings, (count, 1), generator=generator).to(self.wordings.device)
+        return self._replace(instruction_id=self.wordings.gather(1, drawn).squeeze(1))
 
 
 def check_rows(
@@ -39,6 +48,12 @@ def check_rows(
     """Return checked rows and the kind of the actions."""
     state, action = torch.as_tensor(states), torch.as_tensor(actions)
     ids, episodes = torch.as_tensor(instruction_id).long(), torch.as_tensor(episode_id).long()
+    if ids.ndim not in (1, 2) or (len(state) and not ids.numel()):
+        raise DemonstrationError(
+            f"instruction_id: shape {tuple(ids.shape)}; give [n], or [n, W] for W wordings of each"
+        )
+    wordings = ids if ids.ndim == 2 else ids[:, None]
+    ids = wordings[:, 0]
     tasks = ids if task_id is None else torch.as_tensor(task_id).long()
     if kind is None:
         kind = "gaussian" if action.is_floating_point() else "categorical"
@@ -61,10 +76,10 @@ def check_rows(
     for name, column in (("states", state), ("actions", action)):
         if not torch.isfinite(column).all():
             raise DemonstrationError(f"{name}: NaN or infinity; record the demonstrations again")
-    if ids.min() < 0 or ids.max() >= texts:
+    if wordings.min() < 0 or wordings.max() >= texts:
         raise DemonstrationError(f"instruction_id: outside of 0..{texts - 1}, the {texts} instructions given")
     action = action.float() if kind == "gaussian" else action.long()
-    return Rows(state.float(), action, ids, episodes, tasks), kind
+    return Rows(state.float(), action, ids, episodes, tasks, wordings), kind
 
 
 def action_space(

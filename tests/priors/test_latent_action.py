@@ -144,9 +144,39 @@ def test_the_prior_owns_its_normaliser(encoder, texts):
     prior = build(encoder, texts)
     states = torch.tensor([[0.0] * 6, [4.0] * 6])
     states[:, 5] = 7.0
-    prior.fit_normaliser(states)
+    prior.fit_normaliser(states, torch.arange(2))
     assert prior.normalise(states).tolist() == [[-1.0] * 5 + [0.0], [1.0] * 5 + [0.0]]
     assert prior.normalise(states + 1e6).max() == prior.config.state_clip
+
+
+def test_a_head_that_reads_the_state_starts_from_the_words_and_a_small_token(encoder, texts):
+    config = replace(CATEGORICAL, head_hidden=8, state_path="token_and_head")
+    prior = build(encoder, texts, config)
+    states, ids = torch.randn(40, 6), torch.arange(40) % 2
+    prior.fit_normaliser(states, ids)
+    words = prior._instruction(torch.arange(2))
+    torch.testing.assert_close(words, torch.stack([-words[1], words[1]]))  # standardised over the two that were named
+    assert words.square().mean() == pytest.approx(1.0, abs=0.05)
+    out = prior(states, ids)
+    assert torch.equal(out.latent[:, -6:], prior.normalise(states))
+    usual = torch.nn.Linear(6, prior.table.shape[1])(prior.normalise(states))
+    assert prior.projector(prior.normalise(states)).std() < 0.5 * usual.std()
+
+
+def test_who_reads_the_state_is_kept_and_a_prior_of_before_is_read(encoder, texts, tmp_path):
+    for path in ("token", "token_and_head"):
+        prior = build(encoder, texts, replace(CATEGORICAL, head_hidden=8, state_path=path)).freeze()
+        folder = prior.save(tmp_path / path)
+        state, ids = torch.randn(3, 6), torch.arange(3)
+        assert_same(LatentActionPrior.load(folder).query(state, ids), prior.query(state, ids))
+    config = json.loads((tmp_path / "token" / "config.json").read_text())
+    del config["prior"]["state_path"], config["sha256"]
+    (tmp_path / "token" / "config.json").write_text(json.dumps(config))
+    assert LatentActionPrior.load(tmp_path / "token").digest == config["digest"]
+    with pytest.raises(UnsupportedArgument, match=r"state_path: .*head_hidden"):
+        replace(CATEGORICAL, state_path="token_and_head")
+    with pytest.raises(UnsupportedArgument, match="state_path"):
+        replace(CATEGORICAL, state_path="head")
 
 
 def test_bad_queries_are_refused(encoder, texts):

@@ -12,7 +12,31 @@ def rows_of(episodes_per_task: list[int], steps: int = 3) -> Rows:
     task = torch.arange(len(episodes_per_task)).repeat_interleave(torch.tensor(episodes_per_task))
     episode = torch.arange(len(task)).repeat_interleave(steps)
     task = task.repeat_interleave(steps)
-    return Rows(torch.zeros(len(task), 2), torch.zeros(len(task), 1), task, episode, task)
+    return Rows(torch.zeros(len(task), 2), torch.zeros(len(task), 1), task, episode, task, task[:, None])
+
+
+def test_a_row_is_reworded_among_its_own_wordings():
+    rows = rows_of([40])
+    assert rows.reworded(torch.Generator()) is rows  # one wording: nothing is drawn
+    wordings = torch.arange(3 * len(rows.state)).reshape(-1, 3)
+    rows = rows._replace(wordings=wordings)
+    draws = [rows.reworded(torch.Generator().manual_seed(seed)).instruction_id for seed in (0, 0, 1)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert torch.equal(draws[0] // 3, torch.arange(len(wordings)))
+    assert set((draws[0] % 3).tolist()) == {0, 1, 2}
+
+
+def test_wordings_are_columns_of_the_instructions():
+    wordings = np.array([[0, 2], [1, 0]])
+    rows, _ = check_rows(np.zeros((2, 3)), np.zeros((2, 1)), wordings, [0, 1], None, None, 3)
+    assert rows.instruction_id.tolist() == rows.task_id.tolist() == [0, 1]
+    assert rows.wordings.tolist() == wordings.tolist()
+    with pytest.raises(DemonstrationError, match=r"0\.\.1, the 2 instructions"):
+        check_rows(np.zeros((2, 3)), np.zeros((2, 1)), wordings, [0, 1], None, None, 2)
+    for shape in ((2, 0), (2, 1, 1)):
+        with pytest.raises(DemonstrationError, match="W wordings"):
+            check_rows(np.zeros((2, 3)), np.zeros((2, 1)), np.zeros(shape, int), [0, 1], None, None, 3)
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
