@@ -9,7 +9,8 @@ The protocol, fixed before the first run:
   of its own; of CLEVR-Robot the real goals, which policies see as numbers.
 - Paired seeds: SEEDS decide policy, minibatches and env of every arm; nothing else differs between the arms of a seed.
 - Settings: those of the presets (learning rate, network, epochs), KL weight 0.3 to 0.01 at half of the steps; on
-  Meta-World 16 envs and episodes of 100 steps.
+  Meta-World 16 envs and episodes of 100 steps. The guard has the floor of the presets, 1, for the schedule lets go, and
+  imitates.
 - Priors: multilayer perceptrons. "good": fitted to episodes of the scripted expert; "few": to a random hundredth of
   their rows; "other_task": to as many episodes of another task, on CLEVR-Robot: taking each wording for that of another
   goal; "uniform": no action is liked more than another; "adversarial": the good one's mean negated, on CLEVR-Robot its
@@ -42,6 +43,7 @@ from bench.guard_tasks import PRIORS, TASKS, make_prior, policy_table, record
 from lago_fast import evaluate as evaluation
 from lago_fast import runs
 from lago_fast.algorithms.fast_kl_ppo import FastKLPPO
+from lago_fast.algorithms.guard import GuardSettings
 from lago_fast.training import SuccessCurve, kl_schedule, make_env, policy_actor, ppo_settings
 
 BAD = PRIORS[1:]
@@ -69,7 +71,7 @@ def run(job: tuple[str, int, str, str, Path]) -> dict[str, Any]:
         **ppo_settings(train, settings),
         prior=prior,
         kl_coef=kl_schedule(train) if prior else 0.0,
-        guard=True if arm == "guarded" else None,
+        guard=GuardSettings(floor=1.0) if arm == "guarded" else None,
     )
     with tempfile.TemporaryDirectory() as log:
         model.set_logger(configure(log, ["csv"]))

@@ -55,8 +55,10 @@ class PriorSettings:
     learning_rate: float = 2e-3  # largest learning rate of the fit
     patience: int = 40  # passes without a better held-out result before the fit stops
     input_noise: float = 0.0  # noise on the states while fitting, in standard deviations
+    wordings: int = 1  # ways to say its goal that each step is fitted in, one of them in a pass
     layers: int | None = 2  # first layers of the language model that are used; None: all
     head_hidden: int | None = None  # width of a hidden layer between the language model and the action; None: no such
+    state_path: Literal["token", "token_and_head"] = "token"  # who reads the state: the language model, or both
     loss: Literal["nll", "mse"] = "mse"  # mse fits the mean alone, nll the standard deviation too
     std: Literal["state_independent", "state_dependent", "fixed"] = "fixed"  # fixed at the floor, or fitted
     std_floor: float = 0.4  # smallest standard deviation that the prior answers with
@@ -83,9 +85,9 @@ class TrainSettings:
     kl_coef_end: float = 0.04  # weight that it falls to, linearly in the steps, and keeps to the end
     kl_coef_until: float = 0.25  # share of the steps after which --kl-coef-end is reached
     kl_direction: Literal["policy_prior", "prior_policy"] = "policy_prior"  # or prior_policy, KL(prior || policy)
-    guard: bool = False  # let the KL of a task count only while the prior does better than the policy
-    guard_floor: float = 0.0  # share of the KL that a prior which once did keeps, should the policy pass it
-    guard_imitate: bool = True  # fit the policy to such a prior on the prior's own episodes, once
+    guard: bool = True  # let the KL of a task count only where the prior does better than the policy
+    guard_floor: float = 1.0  # share of the KL that a prior which once did keeps, should the policy pass it
+    guard_imitate: bool = False  # fit the policy to such a prior on the prior's own episodes, once
     prior_mode: Literal["amortised", "exact"] = "amortised"  # ask the fast student, or the language model itself
     # collect the next rollout while the policy is updated: it is learnt from one update late
     overlap: Literal["none", "update"] = "none"
@@ -126,10 +128,13 @@ CLEVR = Experiment(
     ),
     demos=DemoSettings(episodes_per_task=8000, success_only=True, num_envs_per_task=100),
     prior=PriorSettings(
-        epochs=6,
+        epochs=24,
         batch_size=256,
         loss="nll",
         head_hidden=256,
+        state_path="token_and_head",
+        # MiniLM puts 4,320 sentences close together, and with one each the prior learns sentences instead of goals
+        wordings=16,
         rollout_noise=(0.0, 0.3),
         noisy_copies=1,
         student={**STUDENT, "hidden": 384},
@@ -144,9 +149,9 @@ CLEVR = Experiment(
         ent_coef=0.01,
         net_arch=(256, 256),
         kl_coef=0.3,
-        kl_coef_end=0.1,
-        kl_coef_until=0.5,
-        guard=True,  # PPO goes beyond this prior
+        kl_coef_end=0.01,  # PPO goes beyond this prior
+        kl_coef_until=0.25,
+        guard_imitate=True,
     ),
     measure_baselines=False,
 )
