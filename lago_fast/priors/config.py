@@ -36,9 +36,9 @@ class PriorConfig:
     state_clip: float = 5.0  # of the normalised state, in standard deviations
     head_hidden: int | None = None  # width of the head's hidden layer; None: linear
     instruction_adapter: bool = True  # learned linear map on the instruction latent, "pooled" only
-    # "token": the state is a token alone, of a two-layer projector. "token_and_head": of a linear one that starts small,
-    # the head, with two hidden layers, reads the state as well, and instruction latents are standardised: so the words
-    # are learnt before the states of the demonstrations are learnt by heart
+    # With "token" the state is a token of a two-layer projector, and no more. With "token_and_head" the projector is
+    # linear and starts small, the head has two hidden layers and reads the state too, and instruction latents are
+    # standardised: so the words are learnt before the demonstrated states are learnt by heart
     state_path: StatePath = "token"
     lora_rank: int = 8
     lora_alpha: int = 16
