@@ -30,6 +30,7 @@ class EnvSettings:
     groups: int | None = None  # groups that step in turn while the policy answers; None: 2 for 16 per task, else 1
     gamma: float = 0.99  # discount factor, also of the running return that scales rewards
     explained_variance: float = 1.0  # share of the wordings' variance that the policy's view of them keeps
+    words_length: float = 1.0  # mean length of that view, beside a state of about 1: how much the words count at first
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ CLEVR = Experiment(
         max_episode_steps=50,
         # of 381 directions 29: with more of them, what is learnt of the real wordings carries over to fewer others
         explained_variance=0.98,
+        # nearly all of what they vary in is which two balls they name, little which is to be pushed where
+        words_length=6.0,
     ),
     demos=DemoSettings(episodes_per_task=8000, success_only=True, num_envs_per_task=100),
     prior=PriorSettings(
@@ -138,7 +141,7 @@ CLEVR = Experiment(
         rollout_noise=(0.0, 0.3),
         noisy_copies=1,
         student={**STUDENT, "hidden": 384},
-        student_epochs=20,
+        student_epochs=40,
     ),
     train=TrainSettings(
         steps_per_task=1_500_000,
