@@ -24,7 +24,7 @@ __all__ = ["backbone", "refused"]  # fixtures
 
 TASKS = ("drawer-open", "push")
 SMALL_ENV = ("--num-envs", "4", "--max-episode-steps", "40")
-SMALL_TRAIN = ("--steps-per-task", "200", "--n-steps", "50", "--batch-size", "100", "--n-epochs", "2")
+SMALL_TRAIN = ("--steps-per-task", "200", "--n-steps", "50", "--batch-size", "100", "--n-epochs", "2", "--no-guard")
 SMALL = SMALL_ENV + SMALL_TRAIN
 QUICK = ("--epochs", "2", "--student-epochs", "2", "--student-episode-steps", "20")
 

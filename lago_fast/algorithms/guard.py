@@ -39,7 +39,8 @@ class GuardSettings:
         most_episodes: that it plays where `episodes` do not tell which of the two is the better, at least `episodes`.
         sure: standard errors of the difference of the returns from which on they do tell, at least `doubt`; a prior
             that is so much the better counts fully at once.
-        probe_share: of the training's env steps, which the prior may take for them at most, in (0, 1].
+        probe_share: of the training's env steps, which the prior may take at most for `episodes`, in (0, 1]; for more
+            of them half of it.
         window: of the policy's newest episodes whose returns count, about, at least 2.
         doubt: standard errors of the difference of the returns from which on one of the two is the better, at least 0.
         step: how much the log of a weight moves per rollout and standard error beyond `doubt`, above 0.
@@ -56,7 +57,7 @@ class GuardSettings:
     episodes: int = 16
     most_episodes: int = 64
     sure: float = 2.0
-    probe_share: float = 0.1
+    probe_share: float = 0.2
     window: int = 32
     doubt: float = 1.0
     step: float = 1.0
@@ -197,18 +198,18 @@ class Guard:
         left = self.settings.probe_share * total_timesteps - self.prior_steps
         return not self.heard and 2 * known >= len(self.names) and left > 0
 
-    def _wants_another_round(self, left: float, steps_of_round: int) -> bool:
-        """Tell whether the prior is to play on, given the env steps that are left to it and that a round takes."""
+    def _wants_another_round(self, most: float, steps_of_round: int) -> bool:
+        """Tell whether the prior is to play on, given the most env steps that it may take and those of a round."""
         s = self.settings
         if min(self.prior.count) < s.episodes:
-            return left > 0
+            return self.prior_steps < most
         unsure = [
             self.prior.count[g] < s.most_episodes
             and self.policy.count[g] >= 2
             and abs(self.advantage_of_prior(g)) < s.sure
             for g in range(len(self.names))
         ]
-        return any(unsure) and left >= steps_of_round
+        return any(unsure) and self.prior_steps + steps_of_round <= most / 2
 
     def note(self, returns: Returns, episodes: Sequence[Episode], instruction_id: np.ndarray) -> None:
         """Take in episodes, given the instruction of each env while they lasted [N]."""
@@ -241,7 +242,7 @@ class Guard:
         """
         valid, rounds, steps_of_round = [], Rounds(len(instruction_id)), 0
         most = self.settings.probe_share * total_timesteps
-        while self._wants_another_round(most - self.prior_steps, steps_of_round):
+        while self._wants_another_round(most, steps_of_round):
             begun, ended = self.prior_steps, list[tuple[int, float]]()
             while not ended and self.prior_steps < most:
                 step = lane.step(act(observation, instruction_id))
@@ -259,7 +260,8 @@ class Guard:
         if min(self.prior.count) < 2:
             warnings.warn(
                 f"guard: the prior played {sum(self.prior.count):g} whole episodes of {len(self.names)} groups in "
-                f"{self.prior_steps} env steps and counts for nothing where it played fewer than 2; raise probe_share",
+                f"{self.prior_steps} env steps and counts for nothing where it played fewer than 2; train for longer, "
+                "raise probe_share, or use no guard",
                 stacklevel=2,
             )
         return valid
