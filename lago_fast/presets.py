@@ -30,7 +30,6 @@ class EnvSettings:
     groups: int | None = None  # groups that step in turn while the policy answers; None: 2 for 16 per task, else 1
     gamma: float = 0.99  # discount factor, also of the running return that scales rewards
     explained_variance: float = 1.0  # share of the wordings' variance that the policy's view of them keeps
-    words_length: float = 1.0  # mean length of that view, beside a state of about 1: how much the words count at first
 
 
 @dataclass(frozen=True)
@@ -126,8 +125,6 @@ CLEVR = Experiment(
         max_episode_steps=50,
         # of 381 directions 29: with more of them, what is learnt of the real wordings carries over to fewer others
         explained_variance=0.98,
-        # nearly all of what they vary in is which two balls they name, little which is to be pushed where
-        words_length=6.0,
     ),
     demos=DemoSettings(episodes_per_task=8000, success_only=True, num_envs_per_task=100),
     prior=PriorSettings(
@@ -151,9 +148,11 @@ CLEVR = Experiment(
         learning_rate=1e-3,
         ent_coef=0.01,
         net_arch=(256, 256),
-        kl_coef=0.3,
-        kl_coef_end=0.01,  # PPO goes beyond this prior
-        kl_coef_until=0.25,
+        # much at first, for the policy finds it hard to read the words as the prior does, and soon little: PPO goes
+        # beyond this prior
+        kl_coef=3.0,
+        kl_coef_end=0.01,
+        kl_coef_until=0.1,
         guard_imitate=True,
     ),
     measure_baselines=False,

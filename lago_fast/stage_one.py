@@ -31,19 +31,16 @@ class StageOne(NamedTuple):
     table: np.ndarray | None  # [M, r] float32, what policies see of the instructions; None with one task
 
 
-def compact_table(
-    latents: np.ndarray, *, fitted: int | None = None, explained: float = 1.0, length: float = 1.0
-) -> np.ndarray:
+def compact_table(latents: np.ndarray, *, fitted: int | None = None, explained: float = 1.0) -> np.ndarray:
     """Return instruction latents [M, Z] rotated into the few dimensions that they span, [M, r], r < M.
 
-    Distances between instructions are kept up to one factor that gives the rows their mean length, so that a policy
+    Distances between instructions are kept up to one factor that gives the rows a mean length of 1, so that a policy
     network reads r numbers where it would read Z with the same information.
 
     Args:
         latents: one row per wording.
         fitted: centre, rotation and factor are those of so many first rows, the wordings of training; None: of all.
         explained: share of their variance that is kept, by the largest principal directions.
-        length: mean length of the rows.
     """
     first = latents[:fitted]
     centre = first.mean(axis=0)
@@ -54,8 +51,7 @@ def compact_table(
         kept &= np.concatenate([[0.0], share[:-1]]) < explained
     rows = left[:, kept] * singular[kept]
     others = (latents[len(rows) :] - centre) @ right[kept].T
-    factor = length / np.linalg.norm(rows, axis=1).mean()
-    return (np.concatenate([rows, others]) * factor).astype(np.float32)
+    return (np.concatenate([rows, others]) / np.linalg.norm(rows, axis=1).mean()).astype(np.float32)
 
 
 def instructions_of(experiment: Experiment) -> list[str]:
@@ -71,12 +67,7 @@ def policy_table(latents: np.ndarray, settings: EnvSettings) -> np.ndarray | Non
     suite = suite_named(settings.env)
     if not suite.speaks(settings.tasks):
         return None
-    return compact_table(
-        latents,
-        fitted=len(suite.texts(settings.tasks)),
-        explained=settings.explained_variance,
-        length=settings.words_length,
-    )
+    return compact_table(latents, fitted=len(suite.texts(settings.tasks)), explained=settings.explained_variance)
 
 
 def paraphrase(demos: Demonstrations, instructions: list[str], seed: int, *, suite: Suite | None = None) -> np.ndarray:

@@ -42,7 +42,6 @@ def test_other_wordings_are_put_into_the_space_of_those_of_training():
     # the smallest direction explains about a thousandth
     assert compact_table(np.concatenate([first, others]), fitted=30, explained=0.99).shape == (35, 2)
     np.testing.assert_array_equal(compact_table(first, explained=1.0), compact_table(first))
-    np.testing.assert_allclose(compact_table(first, length=6.0), 6 * compact_table(first), rtol=1e-5)
 
 
 def test_policies_of_one_goal_see_no_words_and_evaluation_adds_rows():
