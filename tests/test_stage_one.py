@@ -10,7 +10,7 @@ from lago_fast.envs.suites import suite_named
 from lago_fast.errors import DemonstrationError, UnsupportedArgument
 from lago_fast.evaluate import rows_for
 from lago_fast.presets import EnvSettings, Experiment
-from lago_fast.stage_one import compact_table, instructions_of, paraphrase, policy_table
+from lago_fast.stage_one import compact_table, instructions_of, paraphrase, paraphrases, policy_table
 
 
 def distances(rows):
@@ -83,6 +83,10 @@ def test_a_row_gets_the_words_of_its_own_goal():
     assert set(texts[::2]) <= set(goals[7])
     assert set(texts[1::2]) <= set(goals[50])
     assert len(set(texts[::2])) > 40
+    several = paraphrases(demos, instructions, seed=0, count=3, suite=suite)
+    for k in range(3):
+        np.testing.assert_array_equal(several[:, k], paraphrase(demos, instructions, seed=k, suite=suite))
+    assert not np.array_equal(several[:, 0], several[:, 1])
     with pytest.raises(DemonstrationError, match="'do it' is no wording"):
         paraphrase(demos._replace(instructions=["do it", shown[1]]), instructions, seed=0, suite=suite)
 
