@@ -59,6 +59,10 @@ def test_guided_arms_alone_log_the_prior_and_its_audit(finished):
     assert report["per_seed"]["ppo"][0]["audit_kl_nats"] is None
 
 
+def test_every_preset_guards():
+    assert all(experiment.train.guard for experiment in PRESETS.values())
+
+
 def test_the_guard_is_a_setting_of_the_training(finished, toy, tmp_path):
     guarded = replace(toy, train=replace(toy.train, guard=True, steps_per_task=2000))
     student = AmortisedPrior.load(finished[0] / "student")

@@ -37,6 +37,19 @@ def test_discrete_actions_are_recovered(choices, encoder, texts):
     assert prior.metrics["val_mse"] is None
 
 
+def test_a_head_that_reads_the_state_is_fitted_in_several_wordings(choices, encoder, texts):
+    wordings = torch.stack([choices.instruction_id, choices.instruction_id], dim=1)
+    wrong = torch.stack([choices.instruction_id, (choices.instruction_id + 1) % len(texts)], dim=1)
+    nats = {}
+    for name, ids in (("same", wordings), ("half of them wrong", wrong)):
+        rows = choices._replace(instruction_id=ids)
+        prior = fit_prior(*rows, texts, backbone=encoder, state_path="token_and_head", head_hidden=32, **QUICK)
+        nats[name] = prior.metrics["val_nll"]
+    answer = prior.query(choices.states, choices.instruction_id)
+    assert answer.latent.shape[1] == prior.table.shape[1] + choices.states.shape[1]
+    assert nats["same"] < nats["half of them wrong"] - 0.3
+
+
 def test_squared_error_takes_its_std_from_the_residuals(clones, encoder, texts):
     prior = fit_prior(*clones, texts, backbone=encoder, loss="mse", std_floor=0.0, **QUICK)
     assert prior.metrics["val_mse"] < 0.35 * float(clones.actions.var(dim=0).mean())
