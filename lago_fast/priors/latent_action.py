@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from lago_fast.errors import HashMismatch, PriorMismatch, UnsupportedArgument
 from lago_fast.priors import backbone as backbones
 from lago_fast.priors import folder as folders
+from lago_fast.priors import parts, quantize, tuning
 from lago_fast.priors import prefix as prefixes
-from lago_fast.priors import quantize, tuning
 from lago_fast.priors.backbone import Backbone
 from lago_fast.priors.base import PriorOutput, check_query
 from lago_fast.priors.buckets import Buckets
@@ -35,7 +35,6 @@ from lago_fast.priors.quantize import Quantization
 from lago_fast.priors.trust import Demonstrated
 
 QUERY_ROWS = 1024  # of a forward pass of a query
-SMALL = 1 / 6  # of the usual size: where a projector starts whose token is to stay in the background
 
 
 class LatentActionPrior(nn.Module):
@@ -109,7 +108,7 @@ class LatentActionPrior(nn.Module):
         self.register_buffer("std_state", torch.ones(config.state_dim))
         self.register_buffer("action_low", torch.tensor(config.action_low))
         self.register_buffer("action_high", torch.tensor(config.action_high))
-        self.projector = _projector(config, width)
+        self.projector = parts.projector(config, width)
         self.adapter = nn.Linear(width, width) if config.form == "pooled" and config.instruction_adapter else None
         if self.adapter is not None:
             nn.init.eye_(self.adapter.weight)
@@ -118,7 +117,7 @@ class LatentActionPrior(nn.Module):
                 self.register_buffer("mean_text", torch.zeros(width))
                 self.register_buffer("std_text", torch.full((width,), width**-0.5))
         outputs = config.action_dim * (2 if config.kind == "gaussian" and config.std == "state_dependent" else 1)
-        self.head = _head(config, width, outputs)
+        self.head = parts.head(config, width, outputs)
         self.log_std: nn.Parameter | None = None
         if config.kind == "gaussian" and config.std != "state_dependent":
             start = torch.full((config.action_dim,), config.std_init).log()
@@ -212,13 +211,9 @@ class LatentActionPrior(nn.Module):
 
         Where instruction latents are standardised, theirs [Z] are those of the instructions named, [m] int64.
         """
-        std, mean = torch.std_mean(states, dim=0, correction=0)
-        self.mean_state.copy_(mean)
-        self.std_state.copy_(torch.where(std < 1e-6, torch.ones_like(std), std.clamp(min=1e-3)))
+        parts.take_moments(states, self.mean_state, self.std_state, least=1e-3)
         if self.adapter is not None and self.config.state_path == "token_and_head":
-            std, mean = torch.std_mean(self.table[instruction_id.unique()], dim=0, correction=0)
-            self.mean_text.copy_(mean)
-            self.std_text.copy_(torch.where(std < 1e-6, torch.ones_like(std), std))
+            parts.take_moments(self.table[instruction_id.unique()], self.mean_text, self.std_text)
 
     def _latent(
         self, normal: Tensor, instruction_id: Tensor, prefix: PrefixKV | None = None, static: bool = False
@@ -417,23 +412,3 @@ class LatentActionPrior(nn.Module):
         if wanted != "none":
             prior.become_quantized(wanted, max_quantization_kl, torch.device(device))
         return prior.to(device)
-
-
-def _projector(config: PriorConfig, width: int) -> nn.Sequential:
-    if config.state_path == "token":
-        return nn.Sequential(nn.Linear(config.state_dim, width), nn.GELU(), nn.Linear(width, width))
-    projector = nn.Sequential(nn.Linear(config.state_dim, width))
-    with torch.no_grad():
-        for parameter in projector.parameters():
-            parameter.mul_(SMALL)
-    return projector
-
-
-def _head(config: PriorConfig, width: int, outputs: int) -> nn.Module:
-    hidden = config.head_hidden
-    if hidden is None:
-        return nn.Linear(width, outputs)
-    if config.state_path == "token":
-        return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, outputs))
-    first = nn.Linear(width + config.state_dim, hidden)
-    return nn.Sequential(first, nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
