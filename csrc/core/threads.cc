@@ -1,11 +1,13 @@
 #include "core/threads.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <ctime>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -124,10 +126,14 @@ class Pool {
 
 // Never destroyed: workers that sleep in it outlive main. A forked child has no workers and forgets the pool.
 std::atomic<Pool*> pool{nullptr};
+std::atomic<bool> forked{false};
+
+const int watched = pthread_atfork(nullptr, nullptr, [] {
+  pool.store(nullptr);
+  forked.store(true);
+});
 
 Pool& ThePool() {
-  static const int at_fork = pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); });
-  static_cast<void>(at_fork);
   Pool* found = pool.load();
   if (found == nullptr) {
     Pool* made = new Pool;
@@ -137,11 +143,83 @@ Pool& ThePool() {
   return *found;
 }
 
+// OpenMP's entry, as GCC and Clang call it: function(argument) in so many threads, this one among them.
+using OpenMpParallel = void (*)(void (*function)(void*), void* argument, unsigned threads, unsigned flags);
+
+// torch's, once it is loaded. In a forked child its threads are missing, and it would wait for them.
+OpenMpParallel TorchsOpenMp() {
+  static std::atomic<OpenMpParallel> found{nullptr};
+  if (forked.load()) return nullptr;
+  OpenMpParallel parallel = found.load(std::memory_order_relaxed);
+  if (parallel == nullptr) {
+    parallel = reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    found.store(parallel, std::memory_order_relaxed);
+  }
+  return parallel;
+}
+
+// One of the threads that OpenMP keeps for this one, known by the clock of its CPU time.
+class Teammate {
+ public:
+  // Whether it is spinning or at work; also where there is none that is known.
+  bool MayBeAwake() {
+    std::timespec before, after;
+    if (!known_ || clock_gettime(clock_, &before) != 0) return true;
+    const auto end = std::chrono::steady_clock::now() + kLook;
+    while (std::chrono::steady_clock::now() < end) Pause();
+    if (clock_gettime(clock_, &after) != 0) return true;
+    return after.tv_sec != before.tv_sec || after.tv_nsec != before.tv_nsec;
+  }
+
+  void Set(clockid_t clock) {
+    clock_ = clock;
+    known_ = true;
+  }
+
+ private:
+  static constexpr std::chrono::microseconds kLook{1};
+
+  bool known_ = false;
+  clockid_t clock_ = {};
+};
+
+void RunInOpenMp(OpenMpParallel parallel, std::size_t chunks, int threads, const Work& work, Teammate& mate) {
+  struct Shared {
+    const Work& work;
+    std::size_t chunks;
+    Teammate& mate;
+    std::thread::id caller = std::this_thread::get_id();
+    std::atomic<std::size_t> next_chunk{0};
+    std::atomic<int> next_thread{0};
+    std::atomic<bool> mate_set{false};
+  } shared{work, chunks, mate};
+  const auto take_chunks = [](void* argument) {
+    Shared& all = *static_cast<Shared*>(argument);
+    clockid_t clock;
+    if (std::this_thread::get_id() != all.caller && !all.mate_set.exchange(true) &&
+        pthread_getcpuclockid(pthread_self(), &clock) == 0) {
+      all.mate.Set(clock);
+    }
+    const int thread = all.next_thread.fetch_add(1, std::memory_order_relaxed);
+    for (;;) {
+      const std::size_t chunk = all.next_chunk.fetch_add(1, std::memory_order_relaxed);
+      if (chunk >= all.chunks) return;
+      all.work(chunk, thread);
+    }
+  };
+  parallel(take_chunks, &shared, static_cast<unsigned>(threads), 0);
+}
+
 }  // namespace
 
 void ParallelFor(std::size_t chunks, int threads, const Work& work) {
   threads = static_cast<int>(std::min(static_cast<std::size_t>(std::max(threads, 1)), chunks));
-  if (threads > 1 && ThePool().TryRun(chunks, threads, work)) return;
+  if (threads > 1) {
+    static thread_local Teammate mate;
+    const OpenMpParallel parallel = TorchsOpenMp();
+    if (parallel != nullptr && mate.MayBeAwake()) return RunInOpenMp(parallel, chunks, threads, work, mate);
+    if (ThePool().TryRun(chunks, threads, work)) return;
+  }
   for (std::size_t chunk = 0; chunk < chunks; ++chunk) work(chunk, 0);
 }
 

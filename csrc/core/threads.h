@@ -11,8 +11,10 @@ namespace lago {
 // them; `thread` is in [0, threads), and no two calls with the same one overlap. Which thread takes which
 // chunk is decided as they come: what the work computes must not depend on it. `work` must not throw.
 //
-// The threads are kept for the next call; between calls they spin for a moment, then sleep. A second call
-// while one runs, from another thread, does its work alone. After a fork the child starts threads of its own.
+// The threads are those of torch's OpenMP, which spin for some milliseconds after each of torch's own loops:
+// others would have to share the cores with them. Where there is none, and in a forked child, the threads are
+// this library's: they spin for a moment between calls, then sleep; a second call while one runs, from
+// another thread, does its work alone.
 void ParallelFor(std::size_t chunks, int threads, const std::function<void(std::size_t, int)>& work);
 
 }  // namespace lago
