@@ -79,9 +79,9 @@ inline PpoUniform MakePpoUniform(const PpoCoefficients& c, const PpoMoments& mom
   return u;
 }
 
-// Over rows, times their weights; weighted_kl is what the loss takes of the KLs.
+// Over rows, times their weights; kl_loss is what the KLs add to the loss.
 struct PpoSums {
-  double policy = 0.0, squared_errors = 0.0, entropy = 0.0, prior_kl = 0.0, weighted_kl = 0.0;
+  double policy = 0.0, squared_errors = 0.0, entropy = 0.0, prior_kl = 0.0, kl_loss = 0.0;
   double approx_kl = 0.0, clipped = 0.0;
 
   PpoSums& operator+=(const PpoSums& other) {
@@ -89,7 +89,7 @@ struct PpoSums {
     squared_errors += other.squared_errors;
     entropy += other.entropy;
     prior_kl += other.prior_kl;
-    weighted_kl += other.weighted_kl;
+    kl_loss += other.kl_loss;
     approx_kl += other.approx_kl;
     clipped += other.clipped;
     return *this;
@@ -104,8 +104,7 @@ inline void WritePpoStatistics(const PpoSums& sums, const PpoCoefficients& c, do
   const double value_loss = sums.squared_errors / rows;
   const double entropy = sums.entropy / rows;
   const double prior_kl = sums.prior_kl / rows;
-  const double loss =
-      policy_loss + c.vf_coef * value_loss - c.ent_coef * entropy + c.kl_coef * (sums.weighted_kl / rows);
+  const double loss = policy_loss + c.vf_coef * value_loss - c.ent_coef * entropy + sums.kl_loss;
   const double all[] = {loss,     policy_loss,           value_loss,         entropy,
                         prior_kl, sums.approx_kl / rows, sums.clipped / rows};
   std::transform(std::begin(all), std::end(all), statistics, [](double x) { return static_cast<float>(x); });

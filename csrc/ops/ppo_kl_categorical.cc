@@ -19,10 +19,11 @@ namespace {
 
 constexpr std::size_t kMaxLanes = 16;
 constexpr std::size_t kMaxBlockRows = 64;
-constexpr std::size_t kBlockElements = 2048;     // of a block, so that its arrays stay in the first cache
-constexpr std::size_t kPrefetched = 1024;        // actions of a row; longer ones the processor fetches itself
-constexpr std::size_t kChunkElements = 16384;    // what a thread takes at once
-constexpr std::size_t kThreadElements = 262144;  // below it one thread is faster
+constexpr std::size_t kBlockElements = 2048;    // of a block, so that its arrays stay in the first cache
+constexpr std::size_t kShortRow = 64;           // actions of a row, up to which transposing rows pays
+constexpr std::size_t kPrefetched = 1024;       // actions of a row; longer ones the processor fetches itself
+constexpr std::size_t kChunkElements = 16384;   // what a thread takes at once
+constexpr std::size_t kThreadElements = 65536;  // below it one thread is faster
 
 // Working memory of one thread. The arrays [rows, stride] hold rows of whole vectors, those of rows whole
 // vectors too.
@@ -90,8 +91,7 @@ bool UnsafePpoKlCategorical(const CategoricalInputs& in, const PpoCoefficients& 
   for (std::size_t r = 0; r < shape.rows; ++r) {
     if (in.actions[r] < 0 || static_cast<std::size_t>(in.actions[r]) >= actions) return false;
   }
-  // A row that fills no wide vector is faster in a narrow one.
-  const Kernels& kernels = Choose(actions < 16 ? std::min(options.lanes, 8) : options.lanes);
+  const Kernels& kernels = Choose(options.lanes);
   const PpoMoments moments = kernels.advantage_moments(in.rows.advantages, in.rows.weight, shape.rows);
   const CategoricalUniform uniform{MakePpoUniform(coefficients, moments, options),
                                    actions,

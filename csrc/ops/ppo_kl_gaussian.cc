@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -16,7 +17,8 @@ namespace lago {
 namespace {
 
 constexpr std::size_t kGroupRows = 16;  // a multiple of every instruction set's lanes
-constexpr std::size_t kBlockRows = 64;
+// Rows that a block's sums in float32 and its scratch are for. Where nothing is kept per element, more.
+constexpr std::size_t kBlockRows = 64, kRegisterBlockRows = 256;
 constexpr std::size_t kChunkElements = 8192;    // what a thread takes at once
 constexpr std::size_t kThreadElements = 32768;  // below it one thread is faster
 constexpr double kHalfLog2Pi = 0.91893853320467274178;
@@ -33,10 +35,10 @@ struct Scratch {
   Table log_std, std, inv_std;       // of the policy
   Table prior_log_std, prior_scale;  // tempered; scale is 1 / std, or std where the KL is KL(prior || policy)
   float *z, *log_prob_terms;         // [kBlockRows, D]
-  // [kBlockRows, D], the row's number at each of its elements; kl_weight: times the row's weight
-  float *weight, *log_prob_grad, *kl_weight;
-  float *row_log_prob, *row_grad, *row_kl_weight;  // [kBlockRows]
-  float* log_std_grad_tile;                        // [kGroupRows, D]
+  float *weight, *pull, *log_prob_grad;  // [kBlockRows, D], the row's number at each of its elements
+  float *row_log_prob, *row_grad,
+      *row_pull;             // [kRegisterBlockRows]; pull: what the row's KL weighs in the loss
+  float* log_std_grad_tile;  // [kGroupRows, D]
 };
 
 // What is the same for all rows.
@@ -54,9 +56,15 @@ struct Kernels {
   void (*fill_prior_tables)(Scratch scratch, GaussianUniform uniform, const float* prior_log_std,
                             std::size_t n);
   void (*block)(Scratch scratch, GaussianUniform uniform, const GaussianInputs& in,
-                const GaussianOutputs& out, const GaussianShape& shape, std::size_t groups, PpoSums* sums,
+                const GaussianOutputs& out, const GaussianShape& shape, std::size_t rows, PpoSums* sums,
                 double* log_std_grad_tile);
 };
+
+// Whether what is per row is summed and spread in registers.
+bool GoesInRegisters(const GaussianShape& shape) {
+  const std::size_t d = shape.dims;
+  return !shape.log_std_per_row && (d == 1 || d == 2 || d == 4 || d == 8);
+}
 
 #define LAGO_KERNEL "ops/ppo_kl_gaussian.inc"
 #include "core/each_target.inc"
@@ -155,11 +163,11 @@ Scratch MakeScratch(Arena& arena, const GaussianShape& shape, const Scratch& sha
     scratch.prior_scale = table();
   }
   for (float** p :
-       {&scratch.z, &scratch.log_prob_terms, &scratch.weight, &scratch.log_prob_grad, &scratch.kl_weight}) {
+       {&scratch.z, &scratch.log_prob_terms, &scratch.weight, &scratch.log_prob_grad, &scratch.pull}) {
     *p = arena.Take(block);
   }
-  for (float** p : {&scratch.row_log_prob, &scratch.row_grad, &scratch.row_kl_weight}) {
-    *p = arena.Take(kBlockRows);
+  for (float** p : {&scratch.row_log_prob, &scratch.row_grad, &scratch.row_pull}) {
+    *p = arena.Take(kRegisterBlockRows);
   }
   scratch.log_std_grad_tile = arena.Take(tile);
   return scratch;
@@ -177,11 +185,12 @@ void UnsafePpoKlGaussian(const GaussianInputs& in, const PpoCoefficients& coeffi
                                 0.5f * std::log(coefficients.prior_temperature)};
 
   // The boundaries depend on the shape alone, and so do the sums.
-  const std::size_t chunk_rows = kBlockRows * std::max<std::size_t>(1, kChunkElements / block);
+  const std::size_t block_rows = GoesInRegisters(shape) ? kRegisterBlockRows : kBlockRows;
+  const std::size_t chunk_rows = block_rows * std::max<std::size_t>(1, kChunkElements / (block_rows * dims));
   const std::size_t chunks = (shape.rows + chunk_rows - 1) / chunk_rows;
   const int threads = shape.rows * dims < kThreadElements ? 1 : std::max(1, options.threads);
 
-  Arena arena(5 * tile + static_cast<std::size_t>(threads) * (10 * block + tile + 3 * kBlockRows));
+  Arena arena(5 * tile + static_cast<std::size_t>(threads) * (10 * block + tile + 3 * kRegisterBlockRows));
   Scratch shared = {};
   for (Table* table :
        {&shared.log_std, &shared.std, &shared.inv_std, &shared.prior_log_std, &shared.prior_scale}) {
@@ -201,28 +210,28 @@ void UnsafePpoKlGaussian(const GaussianInputs& in, const PpoCoefficients& coeffi
     const Scratch& own = scratch[static_cast<std::size_t>(thread)];
     double* log_std_grad_tile = log_std_grad_tiles.data() + chunk * tile;
     const std::size_t end = std::min((chunk + 1) * chunk_rows, whole);
-    for (std::size_t first = chunk * chunk_rows; first < end; first += kBlockRows) {
-      const std::size_t groups = std::min(kBlockRows, end - first) / kGroupRows;
-      kernels.block(own, uniform, From(in, shape, first), From(out, shape, first), shape, groups,
-                    &sums[chunk], log_std_grad_tile);
+    for (std::size_t first = chunk * chunk_rows; first < end; first += block_rows) {
+      kernels.block(own, uniform, From(in, shape, first), From(out, shape, first), shape,
+                    std::min(block_rows, end - first), &sums[chunk], log_std_grad_tile);
     }
   });
   if (whole < shape.rows) {
     const Tail tail(in, shape, whole);
-    kernels.block(scratch[0], uniform, tail.padded, tail.grads, shape, 1, &sums[chunks - 1],
+    kernels.block(scratch[0], uniform, tail.padded, tail.grads, shape, kGroupRows, &sums[chunks - 1],
                   log_std_grad_tiles.data() + (chunks - 1) * tile);
     tail.CopyGradsTo(out, in.rows.values_grad);
   }
-  if (!shape.log_std_per_row) {
-    for (std::size_t d = 0; d < dims; ++d) {
-      double sum = 0.0;
-      for (std::size_t i = d; i < log_std_grad_tiles.size(); i += dims) sum += log_std_grad_tiles[i];
-      out.log_std_grad[d] = static_cast<float>(sum);
-    }
-  }
   PpoSums total;
   for (const PpoSums& part : sums) total += part;
-  // So far the entropy is the sum of log stds.
+  // total.entropy is the sum of the rows' log stds, where these differ.
+  if (!shape.log_std_per_row) {
+    std::vector<double> grad(dims);
+    for (std::size_t i = 0; i < log_std_grad_tiles.size(); ++i) grad[i % dims] += log_std_grad_tiles[i];
+    for (std::size_t d = 0; d < dims; ++d) {
+      total.entropy += moments.count * static_cast<double>(in.log_std[d]);
+      out.log_std_grad[d] = static_cast<float>(grad[d] - moments.count * uniform.ppo.entropy_grad);
+    }
+  }
   total.entropy += (0.5 + kHalfLog2Pi) * static_cast<double>(dims) * moments.count;
   WritePpoStatistics(total, coefficients, moments.count, out.statistics);
 }

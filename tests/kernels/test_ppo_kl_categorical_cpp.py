@@ -91,7 +91,7 @@ direction = pytest.mark.parametrize("kl_direction", ["policy_prior", "prior_poli
 
 @all_lanes
 @direction
-@pytest.mark.parametrize("n_actions", [2, 3, 4, 8, 18, 40, 257])
+@pytest.mark.parametrize("n_actions", [2, 3, 4, 8, 18, 40, 64, 65, 257])
 @pytest.mark.parametrize("rows", [1, 7, 63, 64, 65])
 def test_shapes(rows, n_actions, kl_direction, lanes):
     assert_no_worse_than_eager(draw(rows, n_actions), coefficients(), lanes=lanes, kl_direction=kl_direction)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -187,7 +188,7 @@ def _threads_restored():
 
 @all_lanes
 @pytest.mark.parametrize("policy_std_per_row", [False, True])
-@pytest.mark.parametrize(("rows", "dims"), [(20_003, 4), (5000, 17)])
+@pytest.mark.parametrize(("rows", "dims"), [(20_003, 4), (40_001, 1), (5000, 17)])
 @pytest.mark.usefixtures("_threads_restored")
 def test_threads_do_not_change_a_bit(rows, dims, policy_std_per_row, lanes):
     x = draw(rows, dims, policy_std_per_row=policy_std_per_row)
@@ -202,6 +203,19 @@ def test_threads_do_not_change_a_bit(rows, dims, policy_std_per_row, lanes):
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.usefixtures("_threads_restored")
+def test_torchs_threads_and_the_own_ones_give_the_same_bits():
+    torch.set_num_threads(2)
+    x = draw(20_000, 4)
+    expected = [t for part in cpp_fused.loss_and_grads(x, coefficients()) for t in part]
+    for asleep in (True, False):
+        if asleep:
+            time.sleep(0.1)  # longer than OpenMP's threads spin
+        else:
+            torch.randn(1_000_000).exp_()  # wakes them
+        got = [t for part in cpp_fused.loss_and_grads(x, coefficients(), out=poisoned(x)) for t in part]
+        assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
 def test_threads_start_again_after_a_fork():
     torch.set_num_threads(2)
     x = draw(20_000, 4)
