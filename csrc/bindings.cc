@@ -100,16 +100,37 @@ bool Fits(const lago::DlpackTensor& t, char kind, std::int64_t rows, std::int64_
   }
 }
 
-// The address of each tensor, 0 for a None; nothing where one is not of its kind, or torch has no such
-// reader. Kinds: E float32 [rows, width], R float32 [rows], W float32 [width], S float32 [], I int64 [rows],
-// M bool [rows, width].
+// Addresses on their way through Python, which would take longer to make numbers of them than some losses
+// take.
+template <std::size_t n>
+std::array<std::uintptr_t, n> Unpacked(const py::bytes& packed) {
+  const std::string_view bytes = packed;
+  std::array<std::uintptr_t, n> addresses;
+  if (bytes.size() != sizeof(addresses)) {
+    throw std::invalid_argument("addresses: expected " + std::to_string(n) + " of them");
+  }
+  std::memcpy(addresses.data(), bytes.data(), sizeof(addresses));
+  return addresses;
+}
+
+template <std::size_t first, std::size_t count, std::size_t n>
+std::array<std::uintptr_t, count> Part(const std::array<std::uintptr_t, n>& all) {
+  static_assert(first + count <= n);
+  std::array<std::uintptr_t, count> part;
+  std::copy_n(all.begin() + first, count, part.begin());
+  return part;
+}
+
+// The address of each tensor, 0 for a None, as bytes; nothing where one is not of its kind, or torch has no
+// such reader. Kinds: E float32 [rows, width], R float32 [rows], W float32 [width], S float32 [], I int64
+// [rows], M bool [rows, width].
 py::object Addresses(const py::tuple& tensors, const std::string& kinds, std::int64_t rows,
                      std::int64_t width) {
   PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<TensorReader> once;
   const TensorReader& reader = once.call_once_and_store_result(MakeTensorReader).get_stored();
   if (reader.api == nullptr) return py::none();
   if (tensors.size() != kinds.size()) throw std::invalid_argument("kinds: expected one for each tensor");
-  py::tuple addresses(tensors.size());
+  std::vector<std::uintptr_t> addresses(tensors.size());
   for (std::size_t i = 0; i < kinds.size(); ++i) {
     PyObject* object = PyTuple_GET_ITEM(tensors.ptr(), static_cast<Py_ssize_t>(i));
     std::uintptr_t address = 0;
@@ -123,9 +144,10 @@ py::object Addresses(const py::tuple& tensors, const std::string& kinds, std::in
       if (!Fits(t, kinds[i], rows, width)) return py::none();
       address = reinterpret_cast<std::uintptr_t>(t.data) + t.byte_offset;
     }
-    addresses[i] = py::int_(address);
+    addresses[i] = address;
   }
-  return addresses;
+  return py::bytes(reinterpret_cast<const char*>(addresses.data()),
+                   addresses.size() * sizeof(std::uintptr_t));
 }
 
 void Gae(std::uintptr_t rewards_ptr, std::uintptr_t values_ptr, std::uintptr_t next_values_ptr,
@@ -162,11 +184,13 @@ lago::PpoCoefficients PpoCoefficientsAt(const std::array<std::uintptr_t, 6>& at)
           Scalar(at[4], "prior_temperature"), at[5] == 0 ? no_clip : Scalar(at[5], "clip_range_vf")};
 }
 
-void PpoKlGaussian(const std::array<std::uintptr_t, 12>& inputs,
-                   const std::array<std::uintptr_t, 6>& coefficients,
-                   const std::array<std::uintptr_t, 4>& outputs, std::int64_t rows, std::int64_t dims,
-                   bool log_std_per_row, bool prior_log_std_per_row, bool prior_policy,
+// Of inputs, coefficients and gradients.
+void PpoKlGaussian(const py::bytes& addresses, std::uintptr_t statistics, std::int64_t rows,
+                   std::int64_t dims, bool log_std_per_row, bool prior_log_std_per_row, bool prior_policy,
                    bool normalize_advantage, int lanes, int threads) {
+  const auto all = Unpacked<21>(addresses);
+  const auto inputs = Part<0, 12>(all);
+  const auto grads = Part<18, 3>(all);
   const lago::GaussianShape shape{Count(rows, "rows"), Count(dims, "dims"), log_std_per_row,
                                   prior_log_std_per_row};
   if (shape.dims == 0) throw std::invalid_argument("dims: expected at least one action dimension");
@@ -182,19 +206,21 @@ void PpoKlGaussian(const std::array<std::uintptr_t, 12>& inputs,
       {Pointer<const float>(inputs[2], b, "values"), Pointer<const float>(inputs[4], b, "old_log_prob"),
        Pointer<const float>(inputs[5], b, "advantages"), Pointer<const float>(inputs[6], b, "returns"),
        Pointer<const float>(inputs[7], b, "old_values"), Pointer<const float>(inputs[8], b, "weight"),
-       Pointer<float>(outputs[3], b, "values_grad"), PointerOrNull<const float>(inputs[11], b, "kl_weight")}};
-  const lago::PpoCoefficients c = PpoCoefficientsAt(coefficients);
-  const lago::GaussianOutputs out{Pointer<float>(outputs[0], 7, "statistics"),
-                                  Pointer<float>(outputs[1], n, "mean_grad"),
-                                  Pointer<float>(outputs[2], policy_stds, "log_std_grad")};
+       Pointer<float>(grads[2], b, "values_grad"), PointerOrNull<const float>(inputs[11], b, "kl_weight")}};
+  const lago::PpoCoefficients c = PpoCoefficientsAt(Part<12, 6>(all));
+  const lago::GaussianOutputs out{Pointer<float>(statistics, 7, "statistics"),
+                                  Pointer<float>(grads[0], n, "mean_grad"),
+                                  Pointer<float>(grads[1], policy_stds, "log_std_grad")};
   py::gil_scoped_release released;
   lago::UnsafePpoKlGaussian(in, c, out, shape, {prior_policy, normalize_advantage, lanes, threads});
 }
 
-void PpoKlCategorical(const std::array<std::uintptr_t, 11>& inputs,
-                      const std::array<std::uintptr_t, 6>& coefficients,
-                      const std::array<std::uintptr_t, 3>& outputs, std::int64_t rows, std::int64_t actions,
-                      bool prior_policy, bool normalize_advantage, int lanes, int threads) {
+void PpoKlCategorical(const py::bytes& addresses, std::uintptr_t statistics, std::int64_t rows,
+                      std::int64_t actions, bool prior_policy, bool normalize_advantage, int lanes,
+                      int threads) {
+  const auto all = Unpacked<19>(addresses);
+  const auto inputs = Part<0, 11>(all);
+  const auto grads = Part<17, 2>(all);
   const lago::CategoricalShape shape{Count(rows, "rows"), Count(actions, "actions")};
   if (shape.actions == 0) throw std::invalid_argument("logits: expected at least one action");
   const std::size_t b = shape.rows, n = shape.rows * shape.actions;
@@ -206,10 +232,10 @@ void PpoKlCategorical(const std::array<std::uintptr_t, 11>& inputs,
       {Pointer<const float>(inputs[1], b, "values"), Pointer<const float>(inputs[3], b, "old_log_prob"),
        Pointer<const float>(inputs[4], b, "advantages"), Pointer<const float>(inputs[5], b, "returns"),
        Pointer<const float>(inputs[6], b, "old_values"), Pointer<const float>(inputs[7], b, "weight"),
-       Pointer<float>(outputs[2], b, "values_grad"), PointerOrNull<const float>(inputs[10], b, "kl_weight")}};
-  const lago::PpoCoefficients c = PpoCoefficientsAt(coefficients);
-  const lago::CategoricalOutputs out{Pointer<float>(outputs[0], 7, "statistics"),
-                                     Pointer<float>(outputs[1], n, "logits_grad")};
+       Pointer<float>(grads[1], b, "values_grad"), PointerOrNull<const float>(inputs[10], b, "kl_weight")}};
+  const lago::PpoCoefficients c = PpoCoefficientsAt(Part<11, 6>(all));
+  const lago::CategoricalOutputs out{Pointer<float>(statistics, 7, "statistics"),
+                                     Pointer<float>(grads[0], n, "logits_grad")};
   bool in_range;
   {
     py::gil_scoped_release released;
@@ -594,12 +620,12 @@ PYBIND11_MODULE(_C, m) {
         py::arg("terminated_ptr"), py::arg("truncated_ptr"), py::arg("valid_ptr"), py::arg("advantages_ptr"),
         py::arg("returns_ptr"), py::arg("n_steps"), py::arg("n_envs"), py::arg("gamma"),
         py::arg("gae_lambda"));
-  m.def("ppo_kl_gaussian", &PpoKlGaussian, py::arg("inputs"), py::arg("coefficients"), py::arg("outputs"),
-        py::arg("rows"), py::arg("dims"), py::arg("log_std_per_row"), py::arg("prior_log_std_per_row"),
+  m.def("ppo_kl_gaussian", &PpoKlGaussian, py::arg("addresses"), py::arg("statistics_ptr"), py::arg("rows"),
+        py::arg("dims"), py::arg("log_std_per_row"), py::arg("prior_log_std_per_row"),
         py::arg("prior_policy"), py::arg("normalize_advantage"), py::arg("lanes"), py::arg("threads"));
-  m.def("ppo_kl_categorical", &PpoKlCategorical, py::arg("inputs"), py::arg("coefficients"),
-        py::arg("outputs"), py::arg("rows"), py::arg("actions"), py::arg("prior_policy"),
-        py::arg("normalize_advantage"), py::arg("lanes"), py::arg("threads"));
+  m.def("ppo_kl_categorical", &PpoKlCategorical, py::arg("addresses"), py::arg("statistics_ptr"),
+        py::arg("rows"), py::arg("actions"), py::arg("prior_policy"), py::arg("normalize_advantage"),
+        py::arg("lanes"), py::arg("threads"));
   m.def("prior_kl_categorical", &PriorKlCategorical, py::arg("logits_ptr"), py::arg("prior_log_probs_ptr"),
         py::arg("action_mask_ptr"), py::arg("kl_ptr"), py::arg("logits_grad_ptr"), py::arg("rows"),
         py::arg("actions"), py::arg("prior_temperature_ptr"), py::arg("prior_policy"), py::arg("lanes"));

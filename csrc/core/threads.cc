@@ -162,7 +162,8 @@ OpenMpParallel TorchsOpenMp() {
 class Teammate {
  public:
   // Whether it is spinning or at work; also where there is none that is known.
-  bool MayBeAwake() {
+  bool MayBeAwake() const {
+    if (has_helped_ && std::chrono::steady_clock::now() < helped_at_ + kRecent) return true;
     std::timespec before, after;
     if (!known_ || clock_gettime(clock_, &before) != 0) return true;
     const auto end = std::chrono::steady_clock::now() + kLook;
@@ -171,16 +172,23 @@ class Teammate {
     return after.tv_sec != before.tv_sec || after.tv_nsec != before.tv_nsec;
   }
 
-  void Set(clockid_t clock) {
-    clock_ = clock;
-    known_ = true;
+  // What it says of itself, from its own thread.
+  void Introduce() { known_ = pthread_getcpuclockid(pthread_self(), &clock_) == 0; }
+
+  // Whether it took a part of what there was to do, now that this is done.
+  void Note(bool has_helped) {
+    has_helped_ = has_helped;
+    helped_at_ = std::chrono::steady_clock::now();
   }
 
  private:
   static constexpr std::chrono::microseconds kLook{1};
+  // OpenMP's threads spin for several times as long, unless they are told not to.
+  static constexpr std::chrono::milliseconds kRecent{3};
 
-  bool known_ = false;
+  bool known_ = false, has_helped_ = false;
   clockid_t clock_ = {};
+  std::chrono::steady_clock::time_point helped_at_;
 };
 
 void RunInOpenMp(OpenMpParallel parallel, std::size_t chunks, int threads, const Work& work, Teammate& mate) {
@@ -191,23 +199,22 @@ void RunInOpenMp(OpenMpParallel parallel, std::size_t chunks, int threads, const
     std::thread::id caller = std::this_thread::get_id();
     std::atomic<std::size_t> next_chunk{0};
     std::atomic<int> next_thread{0};
-    std::atomic<bool> mate_set{false};
+    std::atomic<bool> introduced{false}, has_helped{false};
   } shared{work, chunks, mate};
   const auto take_chunks = [](void* argument) {
     Shared& all = *static_cast<Shared*>(argument);
-    clockid_t clock;
-    if (std::this_thread::get_id() != all.caller && !all.mate_set.exchange(true) &&
-        pthread_getcpuclockid(pthread_self(), &clock) == 0) {
-      all.mate.Set(clock);
-    }
+    const bool helps = std::this_thread::get_id() != all.caller;
+    if (helps && !all.introduced.exchange(true)) all.mate.Introduce();
     const int thread = all.next_thread.fetch_add(1, std::memory_order_relaxed);
     for (;;) {
       const std::size_t chunk = all.next_chunk.fetch_add(1, std::memory_order_relaxed);
       if (chunk >= all.chunks) return;
+      if (helps) all.has_helped.store(true, std::memory_order_relaxed);
       all.work(chunk, thread);
     }
   };
   parallel(take_chunks, &shared, static_cast<unsigned>(threads), 0);
+  mate.Note(shared.has_helped.load());
 }
 
 }  // namespace

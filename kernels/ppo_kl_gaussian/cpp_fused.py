@@ -3,6 +3,8 @@
 Native side: csrc/ops/ppo_kl_gaussian.cc. Test: pytest tests/kernels/test_ppo_kl_gaussian_cpp.py
 """
 
+import struct
+
 import torch
 from torch import Tensor
 
@@ -106,12 +108,12 @@ def loss_and_grads(
         # something is to be converted or refused, or torch is too old for that short way
         x, written = _readable(inputs), _writable(grads, inputs)
         read = [0 if t is None else t.data_ptr() for t in x]
-        at = (*read, *_coefficient_addresses(coefficients), *(t.data_ptr() for t in written))
+        written_at = [t.data_ptr() for t in written]
+        at = struct.pack("21N", *read, *_coefficient_addresses(coefficients), *written_at)
     statistics = torch.empty(7)
     _C.ppo_kl_gaussian(
-        at[:12],
-        at[12:18],
-        (statistics.data_ptr(), *at[18:]),
+        at,
+        statistics.data_ptr(),
         rows,
         dims,
         stds[0] == 2,
