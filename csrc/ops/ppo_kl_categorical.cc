@@ -1,6 +1,7 @@
 #include "ops/ppo_kl_categorical.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -88,9 +89,6 @@ bool UnsafePpoKlCategorical(const CategoricalInputs& in, const PpoCoefficients& 
                             const CategoricalOutputs& out, const CategoricalShape& shape,
                             const PpoOptions& options) {
   const std::size_t actions = shape.actions, stride = RoundUp(actions, kMaxLanes);
-  for (std::size_t r = 0; r < shape.rows; ++r) {
-    if (in.actions[r] < 0 || static_cast<std::size_t>(in.actions[r]) >= actions) return false;
-  }
   const Kernels& kernels = Choose(options.lanes);
   const PpoMoments moments = kernels.advantage_moments(in.rows.advantages, in.rows.weight, shape.rows);
   const CategoricalUniform uniform{MakePpoUniform(coefficients, moments, options),
@@ -110,15 +108,20 @@ bool UnsafePpoKlCategorical(const CategoricalInputs& in, const PpoCoefficients& 
   const std::size_t scratch_size = ScratchSize(block_rows, stride);
   std::vector<float> memory(scratch_size * static_cast<std::size_t>(threads), 1.0f);
   std::vector<PpoSums> sums(chunks);
+  std::atomic<bool> are_actions{true};
   ParallelFor(chunks, threads, [&](std::size_t chunk, int thread) {
     float* own = memory.data() + scratch_size * static_cast<std::size_t>(thread);
     const Scratch scratch = MakeScratch(own, block_rows, stride);
-    const std::size_t end = std::min((chunk + 1) * chunk_rows, shape.rows);
-    for (std::size_t first = chunk * chunk_rows; first < end; first += block_rows) {
+    const std::size_t begin = chunk * chunk_rows, end = std::min(begin + chunk_rows, shape.rows);
+    // a negative number is a large one here
+    const auto is_action = [&](std::int64_t a) { return static_cast<std::uint64_t>(a) < actions; };
+    if (!std::all_of(in.actions + begin, in.actions + end, is_action)) return are_actions.store(false);
+    for (std::size_t first = begin; first < end; first += block_rows) {
       kernels.block(scratch, uniform, From(in, first, actions), out.logits_grad + first * actions,
                     std::min(block_rows, end - first), &sums[chunk]);
     }
   });
+  if (!are_actions.load()) return false;
   PpoSums total;
   for (const PpoSums& part : sums) total += part;
   WritePpoStatistics(total, coefficients, moments.count, out.statistics);
