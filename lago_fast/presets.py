@@ -87,7 +87,7 @@ class TrainSettings:
     kl_direction: Literal["policy_prior", "prior_policy"] = "policy_prior"  # or prior_policy, KL(prior || policy)
     guard: bool = True  # let the KL of a task count only where the prior does better than the policy
     guard_floor: float = 1.0  # share of the KL that a prior which once did keeps, should the policy pass it
-    guard_imitate: bool = False  # fit the policy to such a prior on the prior's own episodes, once
+    guard_imitate: bool = True  # fit the policy to such a prior on the prior's own episodes, once
     prior_mode: Literal["amortised", "exact"] = "amortised"  # ask the fast student, or the language model itself
     # collect the next rollout while the policy is updated: it is learnt from one update late
     overlap: Literal["none", "update"] = "none"
@@ -153,7 +153,6 @@ CLEVR = Experiment(
         kl_coef=3.0,
         kl_coef_end=0.01,
         kl_coef_until=0.1,
-        guard_imitate=True,
     ),
     measure_baselines=False,
 )

@@ -107,6 +107,7 @@ def make_report(
         "prior_metrics": prior_metrics,
         "audit_kl_nats": float(np.mean(audits)) if audits else None,
         "warm_start": False,
+        "imitation": experiment.train.guard and experiment.train.guard_imitate,
         **suite.about(),
         **rates,
         "implementations": next((r.implementations for seeds in runs.values() for r in seeds), {}),

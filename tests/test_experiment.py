@@ -60,7 +60,7 @@ def test_guided_arms_alone_log_the_prior_and_its_audit(finished):
 
 
 def test_every_preset_guards():
-    assert all(experiment.train.guard for experiment in PRESETS.values())
+    assert all(experiment.train.guard and experiment.train.guard_imitate for experiment in PRESETS.values())
 
 
 def test_the_guard_is_a_setting_of_the_training(finished, toy, tmp_path):

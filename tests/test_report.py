@@ -67,7 +67,7 @@ def test_report_pools_seeds_and_keeps_the_promised_keys():
     assert report["tasks"]["reach"]["ppo"]["steps_to_90"] is None
     assert report["arms"]["prior"]["env_steps_per_s"] is None
     keys = {"arms", "tasks", "per_seed", "budget", "prior_mode", "overlap", "audit_kl_nats", "warm_start", "wall_s"}
-    assert keys | {"raw_env_steps_per_s"} <= report.keys()
+    assert keys | {"imitation", "raw_env_steps_per_s"} <= report.keys()
     assert [row["seed"] for row in report["per_seed"]["lago"]] == [0, 1]
 
 

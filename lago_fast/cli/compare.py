@@ -17,6 +17,7 @@ SHOWN = (  # of a report, below its tables
     "prior_mode",
     "audit_kl_nats",
     "warm_start",
+    "imitation",
     "raw_env_steps_per_s",
     "sb3_env_steps_per_s",
     "sb3_envpool_env_steps_per_s",
