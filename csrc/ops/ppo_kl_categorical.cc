@@ -67,7 +67,11 @@ Scratch MakeScratch(float* memory, std::size_t block_rows, std::size_t stride) {
   const std::size_t n = block_rows * stride, rows = RoundUp(block_rows, kMaxLanes);
   float* next = memory + 3 * n;
   const auto take = [&](std::size_t size) { return std::exchange(next, next + size); };
-  Scratch s = {memory, memory + n, memory + 2 * n, stride};
+  Scratch s = {};
+  s.e = memory;
+  s.v = memory + n;
+  s.f = memory + 2 * n;
+  s.stride = stride;
   for (float*& fours : s.fours) fours = take(4 * rows);
   for (float** p : {&s.max_x, &s.max_y, &s.sum_e, &s.sum_ed, &s.sum_f, &s.sum_gap, &s.log_prob,
                     &s.log_prob_grad, &s.constant, &s.slope, &s.by_f}) {
