@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-def addresses(tensors: tuple[Tensor | None, ...], kinds: str, rows: int, width: int) -> tuple[int, ...] | None: ...
+def addresses(tensors: tuple[Tensor | None, ...], kinds: str, rows: int, width: int) -> bytes | None: ...
 def gae(
     rewards_ptr: int,
     values_ptr: int,
@@ -20,9 +20,8 @@ def gae(
     gae_lambda: float,
 ) -> None: ...
 def ppo_kl_gaussian(
-    inputs: tuple[int, ...],
-    coefficients: tuple[int, ...],
-    outputs: tuple[int, ...],
+    addresses: bytes,
+    statistics_ptr: int,
     rows: int,
     dims: int,
     log_std_per_row: bool,
@@ -33,9 +32,8 @@ def ppo_kl_gaussian(
     threads: int,
 ) -> None: ...
 def ppo_kl_categorical(
-    inputs: tuple[int, ...],
-    coefficients: tuple[int, ...],
-    outputs: tuple[int, ...],
+    addresses: bytes,
+    statistics_ptr: int,
     rows: int,
     actions: int,
     prior_policy: bool,
