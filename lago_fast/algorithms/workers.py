@@ -16,7 +16,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from lago_fast.errors import EnvironmentFailed, UnsupportedArgument
 
 STEP_TIMEOUT_S = 600.0  # no env of ours takes minutes for a step; one that loads a large scene at reset may
-LOOPS = {DummyVecEnv: "env_idx", SyncVectorEnv: "i"}  # the name by which each counts its envs
+PIPES = ((SubprocVecEnv, "remotes"), (AsyncVectorEnv, "parent_pipes"))  # where each keeps the trainer's ends
+LOOPS = ((DummyVecEnv, "env_idx"), (SyncVectorEnv, "i"))  # the name by which each counts its envs
 
 
 class WatchedPipe:
@@ -77,7 +78,7 @@ def watch(env: VecEnv, timeout_s: float | None) -> None:
     if timeout_s is not None and not timeout_s > 0:
         raise UnsupportedArgument(f"step_timeout_s={timeout_s}: give seconds above 0, or None to wait forever")
     inner: Any = innermost(env)
-    name = {SubprocVecEnv: "remotes", AsyncVectorEnv: "parent_pipes"}.get(type(inner))
+    name = _of_kind(inner, PIPES)
     if name is None:
         return
     pipes = [pipe.pipe if isinstance(pipe, WatchedPipe) else pipe for pipe in getattr(inner, name)]
@@ -101,6 +102,11 @@ def innermost(env: Any) -> VecEnv | VectorEnv[Any, Any, Any]:
         env = inner
 
 
+def _of_kind(thing: Any, named: tuple[tuple[type, str], ...]) -> str | None:
+    """Return the name beside the kind that a thing is of; subclasses are of it too."""
+    return next((name for kind, name in named if isinstance(thing, kind)), None)
+
+
 def _failed_pipes(env: Any) -> list[int]:
     """Return the envs whose pipe gymnasium has closed."""
     return [i for i, pipe in enumerate(getattr(env, "parent_pipes", ())) if pipe is None]
@@ -111,7 +117,7 @@ def _looped_over(trace: TracebackType | None) -> list[int]:
     found = []
     while trace is not None:
         names = trace.tb_frame.f_locals
-        counter = LOOPS.get(type(names.get("self")))
+        counter = _of_kind(names.get("self"), LOOPS)
         if counter in names:
             found = [int(names[counter])]
         trace = trace.tb_next

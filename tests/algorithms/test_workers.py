@@ -42,11 +42,19 @@ def sb3(how):
     return VecMonitor(SubprocVecEnv(makers(how), start_method="fork"))
 
 
+class Mine(SubprocVecEnv):
+    """As a user derives one."""
+
+
+def derived(how):
+    return Mine(makers(how), start_method="fork")
+
+
 def gymnasium_async(how):
     return AsyncVectorEnv(makers(how), context="fork")
 
 
-@pytest.mark.parametrize("vector_env", [sb3, gymnasium_async])
+@pytest.mark.parametrize("vector_env", [sb3, derived, gymnasium_async])
 @pytest.mark.parametrize(
     ("how", "says"),
     [
