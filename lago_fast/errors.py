@@ -1,5 +1,7 @@
 """Typed errors of the package: each names the argument at fault and the remedy in its message."""
 
+from typing import Any
+
 
 class LagoError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -34,7 +36,16 @@ class BackboneUnavailable(LagoError, OSError):
 
 
 class NonFiniteError(LagoError, ValueError):
-    """NaN or infinity in observations, rewards, losses or a prior's answer."""
+    """NaN or infinity in observations, rewards, losses or a prior's answer.
+
+    Args:
+        message: says which, and what to do.
+        rows: tensors to be kept for inspection, by name; None: those of the rollout.
+    """
+
+    def __init__(self, message: str, rows: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 class NonFiniteLoss(NonFiniteError):

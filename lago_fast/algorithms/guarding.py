@@ -13,6 +13,7 @@ from torch import Tensor
 from lago_fast.algorithms.guard import Guard, check_returns, guard_for, settings_of
 from lago_fast.algorithms.heads import Head, PolicysOwnHead
 from lago_fast.algorithms.lanes import LaneStep, bounded_actions, example_of
+from lago_fast.algorithms.numbers import check_answers
 from lago_fast.algorithms.saving import KeptPPO
 from lago_fast.buffers import RolloutBuffer
 from lago_fast.priors.base import ActionPrior
@@ -59,13 +60,16 @@ class GuardedPPO(KeptPPO):
         said: list[tuple[Any, np.ndarray, tuple[Tensor, ...]]] = []
 
         def act(observations: Any, instruction_id: np.ndarray) -> np.ndarray:
-            outputs = self._ask_prior(observations, instruction_id)
+            seen, outputs = self._ask_prior(observations, instruction_id)
+            check_answers(seen, outputs, len(said))
             said.append((observations, instruction_id, outputs))
             return self._drawn(outputs)
 
         before = guard.prior_steps
-        valid = guard.watch_prior(self._lane, act, self._last_obs, self._instruction_id, self._total_timesteps)
-        self.num_timesteps += guard.prior_steps - before
+        try:
+            valid = guard.watch_prior(self._lane, act, self._last_obs, self._instruction_id, self._total_timesteps)
+        finally:
+            self.num_timesteps += guard.prior_steps - before
         self._start_envs_anew()
         if not guard.settings.imitate:
             return
@@ -98,14 +102,14 @@ class GuardedPPO(KeptPPO):
         self._last_episode_starts = np.ones(self.n_envs, dtype=bool)
 
     @torch.no_grad()
-    def _ask_prior(self, observations: Any, instruction_id: np.ndarray) -> tuple[Tensor, ...]:
-        """Return what the prior says of observations, as the head reads it."""
+    def _ask_prior(self, observations: Any, instruction_id: np.ndarray) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return observations as tensors, and what the prior says of them, as the head reads it."""
         assert self.prior is not None
         assert not isinstance(self._head, PolicysOwnHead)
         seen = self._buffer.as_tensors(observations)
         assert isinstance(seen, Tensor)
         ids = self._prior_ids[torch.from_numpy(instruction_id).to(self.device)]
-        return self._head.prior_outputs(self.prior.query(seen.flatten(1)[:, : self.prior.state_dim], ids))
+        return seen, self._head.prior_outputs(self.prior.query(seen.flatten(1)[:, : self.prior.state_dim], ids))
 
     def _drawn(self, outputs: tuple[Tensor, ...]) -> np.ndarray:
         """Return actions drawn from a prior's answers, as the env takes them."""

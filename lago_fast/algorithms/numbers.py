@@ -57,6 +57,30 @@ def check_rollout(columns: Mapping[str, Tensor], remedy: str, steps: int | None 
     raise NonFiniteError(f"env: {name} of env {env} at step {t} of this rollout is NaN or infinite; {remedy}")
 
 
+def check_answers(observations: Tensor, outputs: tuple[Tensor, ...], step: int) -> None:
+    """Raise NonFiniteError, with these rows, where the prior that plays sees or says NaN or infinity.
+
+    Args:
+        observations, outputs: [N, ...] of the envs; an output of -infinity is a probability of 0.
+        step: of the prior's own episodes.
+    """
+    lowest = torch.finfo(torch.float32).min
+    columns = {"observation": observations, **{f"prior.{i}": output for i, output in enumerate(outputs)}}
+    for name, column in columns.items():
+        bounded = column if name == "observation" else column.clamp(min=lowest)
+        bad = ~torch.isfinite(bounded.float().flatten(1)).all(dim=1)
+        if not bool(bad.any()):
+            continue
+        where = f"env {int(bad.nonzero()[0])} at step {step} of the prior's own episodes"
+        if name == "observation":
+            raise NonFiniteError(f"env: observation of {where} is NaN or infinite; mend the env", columns)
+        raise NonFiniteError(
+            f"env: {name} of the prior in the state of {where} is NaN or infinite; check the prior's files with "
+            "`lago info`, or fit it again",
+            columns,
+        )
+
+
 def check_unnormalised(env: VecNormalize, step: int) -> None:
     """Raise NonFiniteError when what a VecNormalize has just been given is NaN or infinite: it would spread."""
     observations = env.old_obs if isinstance(env.old_obs, dict) else {"": env.old_obs}
@@ -113,7 +137,8 @@ class Numbers:
         assert model.env is not None
         normalise_by(model.env, self._normalisation)
         model._last_obs = None  # whoever learns on after the error starts new episodes
-        saved = self._saved(model, model.iterations, dict(_columns(model._buffer, steps)))
+        rows = dict(_columns(model._buffer, steps)) if error.rows is None else error.rows
+        saved = self._saved(model, model.iterations, rows)
         self._settle(error, model.iterations, f"{error}{saved}")
         model.start_episodes()
 

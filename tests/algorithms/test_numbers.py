@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
 from lago_fast import FastKLPPO, errors
 from lago_fast.algorithms.checkpoint import read_tensors
+from lago_fast.algorithms.guard import GuardSettings
 from tests.algorithms.point_env import DiscretePointEnv, PointEnv, ScriptedPrior
 
 OPTIONS = {"n_steps": 20, "batch_size": 20, "n_epochs": 2, "device": "cpu", "seed": 0}
@@ -145,6 +146,49 @@ def test_a_bad_answer_of_the_prior_is_named(kind, value, tmp_path):
     with pytest.raises(errors.NonFiniteError, match=r"prior in the state of env 2 at step 7 .*lago info") as raised:
         model.learn(ROWS)
     assert "prior.0" in saved_at(str(raised.value)).tensors
+
+
+class BadWhenItPlays(ScriptedPrior):
+    """Says NaN of env 1 at the third step of its own episodes; a rollout's rows are asked for all at once."""
+
+    plays = 0
+
+    def query(self, state, instruction_id):
+        answer = super().query(state, instruction_id)
+        if len(state) == 3:
+            self.plays += 1
+            if self.plays == 3:
+                answer.mean[1] = np.nan
+        return answer
+
+
+@pytest.mark.parametrize("on_nan", ["raise", "skip"])
+def test_a_bad_answer_of_a_prior_that_plays_is_named_before_the_env_steps(on_nan, tmp_path, caplog):
+    steps = []
+
+    class Seen(PointEnv):
+        def step(self, action):
+            assert np.isfinite(action).all()
+            steps.append(action)
+            return super().step(action)
+
+    env = make_vec_env(Seen, n_envs=3)
+    guard = GuardSettings(episodes=2, most_episodes=2, probe_share=1.0)
+    model = FastKLPPO("MlpPolicy", env, **OPTIONS, prior=BadWhenItPlays("gaussian"), guard=guard, on_nan=on_nan)
+    model.set_logger(configure(str(tmp_path), []))
+    said = r"prior\.0 of the prior in the state of env 1 at step 2 of the prior's own episodes .*lago info"
+    if on_nan == "raise":
+        with pytest.raises(errors.NonFiniteError, match=said) as raised:
+            model.learn(20 * ROWS)
+        kept = saved_at(str(raised.value)).tensors
+        assert kept["prior.0"][1].isnan().any()
+        assert kept["observation"].isfinite().all()
+        assert model.num_timesteps == len(steps)
+    else:
+        with caplog.at_level("WARNING"):
+            model.learn(20 * ROWS)
+        assert re.search(said, caplog.text)
+        assert model.guard_state["heard"] == [1.0]
 
 
 def policy_of(model):
