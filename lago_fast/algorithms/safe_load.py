@@ -10,6 +10,7 @@ import base64
 import binascii
 import io
 import json
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,23 @@ MAX_DATA_BYTES = 64 * 2**20  # of the JSON; a model's is a few kilobytes, a call
 MAX_BYTES = 32 * 2**30  # of all entries, unpacked
 MAX_RATIO = 1000  # unpacked to packed, of an entry above MIN_SUSPECT_BYTES; weights do not shrink like that
 MIN_SUSPECT_BYTES = 2**20
+WEIGHTS = ".pth"  # what torch saved
+# what Stable-Baselines3, torch and a model's constructor raise at a file whose parts are whole but do not fit
+MISFITS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+)
 
 
 def safe_objects(path: str | Path | io.BufferedIOBase, given: dict[str, Any] | None) -> dict[str, Any]:
@@ -49,8 +67,8 @@ def _read_data(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
     file: Any = path
     if isinstance(path, str | Path):
         file = Path(path)
-        if not file.exists() and file.suffix == "":
-            file = file.with_suffix(".zip")  # as Stable-Baselines3 finds it
+        if not file.exists():
+            file = Path(f"{path}.zip")  # as Stable-Baselines3 finds it
     else:
         path.seek(0)
     try:
@@ -59,6 +77,9 @@ def _read_data(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
             damaged = archive.testzip()
             if damaged is not None:
                 raise CorruptFile(f"path: {damaged} in {path} is damaged, its checksum is another; load an older file")
+            for name in archive.namelist():
+                if name.endswith(WEIGHTS):
+                    _check_weights(name, archive.read(name), path)
             entries = json.loads(archive.read("data")) if "data" in archive.namelist() else {}
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, RecursionError) as error:
         if isinstance(error, CorruptFile):
@@ -87,6 +108,18 @@ def _check_sizes(archive: zipfile.ZipFile, path: Any) -> None:
         raise CorruptFile(
             f"path: {path} unpacks to more than {MAX_BYTES:,} bytes, which no model needs; do not load it"
         )
+
+
+def _check_weights(name: str, content: bytes, path: Any) -> None:
+    """Refuse weights whose own zip torch never wrote: it stores everything as it is, and with the right checksums."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+            damaged = packed[0] if packed else archive.testzip()
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise CorruptFile(f"path: {name} in {path} are no weights of torch ({error}); save the model again") from error
+    if damaged is not None:
+        raise CorruptFile(f"path: {damaged} of {name} in {path} is damaged or packed; load an older file")
 
 
 def _unpickle(entry: str, text: Any) -> Any:

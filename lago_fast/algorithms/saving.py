@@ -19,8 +19,8 @@ from lago_fast.algorithms import training_state
 from lago_fast.algorithms.atomic import replacing
 from lago_fast.algorithms.checkpoint import newest
 from lago_fast.algorithms.lanes import GroupedLane, Lane, lane_of
-from lago_fast.algorithms.safe_load import safe_objects
-from lago_fast.errors import UnsupportedArgument
+from lago_fast.algorithms.safe_load import MISFITS, safe_objects
+from lago_fast.errors import CorruptFile, LagoError, UnsupportedArgument
 from lago_fast.priors.base import ActionPrior
 
 # attributes that a saved model is without; of the prior, which is saved by itself, the digest stays
@@ -84,13 +84,26 @@ class KeptPPO(PPO):
         Raises:
             PriorMismatch: it is another prior.
             UntrustedPickle: an entry refers to something that could run code, such as a lambda as schedule.
-            CorruptFile: the file is damaged, or unpacks to what no model needs.
+            CorruptFile: the file is damaged, unpacks to what no model needs, or holds what makes no model.
         """
         objects = custom_objects if trust_pickle else safe_objects(path, custom_objects)
-        model = super().load(path, env, device, objects, print_system_info, force_reset, **kwargs)
+        try:
+            model = super().load(path, env, device, objects, print_system_info, force_reset, **kwargs)
+        except MISFITS as error:
+            if not (custom_objects or trust_pickle or isinstance(error, LagoError)):
+                cls._check_file_alone(path, device, objects, error)
+            raise
         if prior is not None:
             model.set_prior(prior)  # type: ignore[attr-defined]
         return model
+
+    @classmethod
+    def _check_file_alone(cls, path: Any, device: Any, objects: dict[str, Any] | None, error: Exception) -> None:
+        """Raise CorruptFile where a file makes no model whatever else the caller gives."""
+        try:
+            super().load(path, None, device, objects)
+        except MISFITS as cause:
+            raise CorruptFile(f"path: {path} makes no model ({cause}); save the model again") from error
 
     # ---- checkpoints ------------------------------------------------------------------------------------------
 

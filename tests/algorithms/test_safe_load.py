@@ -64,13 +64,17 @@ def saved(tmp_path, algorithm=FastKLPPO, case="box", **options):
 
 def with_entry(path, name, entry):
     """Return the bytes of a model file with one entry of its data replaced."""
+    with zipfile.ZipFile(path) as archive:
+        data = json.loads(archive.read("data"))
+    return with_content(path, "data", json.dumps({**data, name: entry}))
+
+
+def with_content(path, name, content):
+    """Return the bytes of a model file with one of its entries replaced."""
     out = io.BytesIO()
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "w") as new:
         for item in old.namelist():
-            content = old.read(item)
-            if item == "data":
-                content = json.dumps({**json.loads(content), name: entry})
-            new.writestr(item, content)
+            new.writestr(item, content if item == name else old.read(item))
     out.seek(0)
     return out
 
@@ -163,6 +167,36 @@ def test_damaged_weights_are_found_by_their_checksum(tmp_path):
         FastKLPPO.load(path, device="cpu")
 
 
+def test_weights_that_are_packed_are_not_unpacked(tmp_path):
+    _, path = saved(tmp_path)
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", b"0" * 2**20)
+    with pytest.raises(errors.CorruptFile, match=r"archive/data/0 of policy\.pth .* packed"):
+        FastKLPPO.load(with_content(path, "policy.pth", inner.getvalue()), device="cpu")
+
+
+def test_weights_of_another_network_make_no_model(tmp_path):
+    _, path = saved(tmp_path)
+    weights = io.BytesIO()
+    torch.save({"another": torch.zeros(3)}, weights)
+    with pytest.raises(errors.CorruptFile, match="makes no model"):
+        FastKLPPO.load(with_content(path, "policy.pth", weights.getvalue()), device="cpu")
+
+
+def test_an_env_that_does_not_fit_is_no_fault_of_the_file(tmp_path):
+    _, path = saved(tmp_path)
+    with pytest.raises(ValueError, match="spaces do not match") as raised:
+        FastKLPPO.load(path, env=gym.make("MountainCarContinuous-v0"), device="cpu")
+    assert not isinstance(raised.value, errors.LagoError)
+
+
+def test_a_name_with_a_point_is_found_as_sb3_finds_it(tmp_path):
+    model, path = saved(tmp_path)
+    path.rename(tmp_path / "best.v2.zip")
+    assert FastKLPPO.load(tmp_path / "best.v2", device="cpu").n_steps == model.n_steps
+
+
 def test_a_missing_file_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError):
         FastKLPPO.load(tmp_path / "nothing.zip")
@@ -231,6 +265,46 @@ def mutated_files(path, rng):
         name = rng.choice(names)
         content = mutate(base64.b64decode(data[name][":serialized:"]), rng)
         yield with_entry(path, name, {":serialized:": base64.b64encode(content).decode()})
+
+
+def figures_in(entry, at=()):
+    """Yield where the numbers of a JSON value are."""
+    if isinstance(entry, bool | int | float):
+        yield at
+    elif isinstance(entry, dict | list) and ":serialized:" not in entry:
+        for key, inner in entry.items() if isinstance(entry, dict) else enumerate(entry):
+            yield from figures_in(inner, (*at, key))
+
+
+def misfitting_files(path, rng):
+    """Yield files whose zip and pickles are whole, with mutated weights or one other number in their JSON."""
+    with zipfile.ZipFile(path) as archive:
+        weights = {name: archive.read(name) for name in archive.namelist() if name.endswith(".pth")}
+        data = json.loads(archive.read("data"))
+    figures = list(figures_in(data))
+    while True:
+        name = rng.choice(sorted(weights))
+        yield with_content(path, name, mutate(weights[name], rng))
+        changed = json.loads(json.dumps(data))
+        *outer, last = rng.choice(figures)
+        entry = changed
+        for key in outer:
+            entry = entry[key]
+        entry[last] = rng.choice([-1, 0, 1, 7, 1e-9, -2.5, 1e9, None, "x", [3]])
+        yield with_content(path, "data", json.dumps(changed).encode())
+
+
+def test_mutated_models_are_loaded_or_refused_by_a_typed_error(tmp_path, request):
+    _, path = saved(tmp_path)
+    files = misfitting_files(path, random.Random(0))
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(request.config.getoption("--mutations")):
+        try:
+            FastKLPPO.load(next(files), device="cpu")
+            outcomes["read"] += 1
+        except errors.LagoError:
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 0
 
 
 def test_mutated_files_are_read_or_refused_by_a_typed_error(tmp_path, request):
