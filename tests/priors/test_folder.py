@@ -137,7 +137,7 @@ def test_mutated_priors_are_refused_by_a_typed_error(what, folders, encoder, tmp
     expected = LOADERS[what].load(copy).exact if what == "student" else LOADERS[what].load(copy)
     rng, outcomes = random.Random(0), {"read": 0, "refused": 0}
     with little_memory():
-        for _ in range(request.config.getoption("--mutations") // 2):
+        for _ in range(request.config.getoption("--mutations")):
             damaged(copy, rng)
             try:
                 loaded = LOADERS[what].load(copy)
