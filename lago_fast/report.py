@@ -24,7 +24,7 @@ class Outcome(NamedTuple):
 
     arm: str
     seed: int
-    curve: dict[str, Any]  # {"tasks": {task: {"env_steps", "success"}}, "steps_to_90": {task: n | None}}
+    curve: dict[str, Any]  # as `training.RunResult` has it
     env_steps: int
     wall_s: float
     audit_kl_nats: float | None
@@ -95,9 +95,7 @@ def make_report(
             for arm, trained in runs.items()
         },
         "curves": {arm: [run.curve["tasks"] for run in trained] for arm, trained in runs.items()},
-        "sample_efficiency": sample_efficiency(runs, _steps_of_whole_episodes(experiment))
-        if {"ppo", "lago"} <= runs.keys()
-        else None,
+        "sample_efficiency": sample_efficiency(runs) if {"ppo", "lago"} <= runs.keys() else None,
         "budget": {
             "env_steps_per_task_arm_seed": experiment.train.steps_per_task,
             "seeds": list(experiment.seeds),
@@ -179,18 +177,16 @@ def _mean_steps(steps: list[Any]) -> float | None:
     return None if not steps or any(s is None for s in steps) else float(np.mean(steps))
 
 
-def sample_efficiency(runs: dict[str, list[Outcome]], after: int = 0) -> dict[str, Any]:
+def sample_efficiency(runs: dict[str, list[Outcome]]) -> dict[str, Any]:
     """Return per task how many env steps PPO and LaGO took to 90 % of PPO's best training success, and to its last.
 
-    Curves are means over seeds. A task on which PPO's best is below 5 % has no meaningful threshold and is left out
-    of the mean ratio.
+    Curves are means over seeds, from where they are settled. A task on which PPO's best is below 5 % has no meaningful
+    threshold and is left out of the mean ratio.
 
     Args:
         runs: arm -> one outcome per seed.
-        after: env steps per task from which on curves count: where success ends an episode, the first to end are
-            successes, whatever the policy.
     """
-    mean = {arm: _mean_curves(runs[arm], after) for arm in ("ppo", "lago")}
+    mean = {arm: _mean_curves(runs[arm]) for arm in ("ppo", "lago")}
     tasks: dict[str, dict[str, Any]] = {}
     for task, (ppo_steps, ppo_success) in mean["ppo"].items():
         best = float(ppo_success.max())
@@ -216,23 +212,21 @@ def sample_efficiency(runs: dict[str, list[Outcome]], after: int = 0) -> dict[st
     return {"tasks": tasks, "mean_lago_over_ppo": float(np.mean(ratios)) if complete else None}
 
 
-def _mean_curves(runs: list[Outcome], after: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    curves = {}
+def _mean_curves(runs: list[Outcome]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    curves, after = {}, max(run.curve["settled_from"] for run in runs)
     for task in runs[0].curve["tasks"]:
         points = [run.curve["tasks"][task] for run in runs]
         n = min(len(p["env_steps"]) for p in points)
         steps = np.array(points[0]["env_steps"][:n])
         success = np.mean([p["success"][:n] for p in points], axis=0)
-        # a training too short for that is read from its start
-        settled = steps >= after if (steps >= after).any() else np.ones(n, bool)
-        curves[task] = (steps[settled], success[settled])
+        curves[task] = _settled(steps, success, after)
     return curves
 
 
-def _steps_of_whole_episodes(experiment: Experiment) -> int:
-    """Return after how many env steps of a task each of its envs has ended an episode at least."""
-    settings = experiment.env
-    return settings.num_envs // len(settings.tasks) * settings.max_episode_steps
+def _settled(steps: np.ndarray, success: np.ndarray, after: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a curve from so many steps on; of a training too short for that, all of it."""
+    kept = steps >= after if (steps >= after).any() else np.ones(len(steps), bool)
+    return steps[kept], success[kept]
 
 
 def _first(steps: np.ndarray, success: np.ndarray, threshold: float) -> int | None:
@@ -242,11 +236,13 @@ def _first(steps: np.ndarray, success: np.ndarray, threshold: float) -> int | No
 
 def curves_of(experiment: Experiment, runs: dict[str, list[Outcome]]) -> dict[str, Any]:
     """Return task -> arm -> one (env steps, success) per seed, as `draw_curves` wants them."""
+
+    def curve(run: Outcome, task: str) -> tuple[np.ndarray, np.ndarray]:
+        points = run.curve["tasks"][task]
+        return _settled(np.array(points["env_steps"]), np.array(points["success"]), run.curve["settled_from"])
+
     return {
-        task: {
-            arm: [(r.curve["tasks"][task]["env_steps"], r.curve["tasks"][task]["success"]) for r in trained]
-            for arm, trained in runs.items()
-        }
+        task: {arm: [curve(run, task) for run in trained] for arm, trained in runs.items()}
         for task in experiment.env.tasks
     }
 

@@ -38,7 +38,7 @@ WINDOW = 50  # episodes per task over which training success is counted
 
 class RunResult(NamedTuple):
     model: FastKLPPO
-    curve: dict[str, Any]  # {"tasks": {task: {"env_steps": [...], "success": [...]}}, "steps_to_90": {task: n | None}}
+    curve: dict[str, Any]  # env_steps and success per task; steps_to_90 and settled_from as of SuccessCurve
     env_steps: int  # valid ones, over all tasks
     wall_s: float  # of learn(), prior queries included
     cpu_s: float  # of all cores meanwhile
@@ -53,11 +53,14 @@ class SuccessCurve(BaseCallback):
         tasks: names.
         task_id: [N], of each env.
         progress: called with (steps done, steps in all) after each rollout.
+        whole: env steps of a task in which each of its envs has ended an episode at least. Where a success ends an
+            episode the first to end are successes, whatever the policy: what comes sooner, also after the guard has
+            started the envs anew, is no `steps_to_90`, and lies before `settled_from`.
     """
 
-    def __init__(self, tasks: list[str], task_id: np.ndarray, progress: Any = None) -> None:
+    def __init__(self, tasks: list[str], task_id: np.ndarray, progress: Any = None, whole: int = 0) -> None:
         super().__init__()
-        self.task_id, self.progress = task_id, progress
+        self.task_id, self.progress, self.whole, self.settled_from = task_id, progress, whole, whole
         self.recent: list[deque[bool]] = [deque(maxlen=WINDOW) for _ in tasks]
         self.curve: dict[str, dict[str, list[float]]] = {t: {"env_steps": [], "success": []} for t in tasks}
         self.steps_to_90: dict[str, int | None] = dict.fromkeys(tasks)
@@ -70,6 +73,8 @@ class SuccessCurve(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         steps = self.num_timesteps // len(self.recent)
+        assert isinstance(self.model, FastKLPPO)
+        self.settled_from = max(self.settled_from, self.model.envs_anew_at // len(self.recent) + self.whole)
         for (task, points), recent in zip(self.curve.items(), self.recent, strict=True):
             if not recent:
                 continue
@@ -77,7 +82,8 @@ class SuccessCurve(BaseCallback):
             points["env_steps"].append(steps)
             points["success"].append(success)
             self.logger.record(f"rollout/success_{task}", success)
-            if success >= 0.9 and len(recent) == WINDOW and self.steps_to_90[task] is None:
+            settled = steps >= self.settled_from and len(recent) == WINDOW
+            if success >= 0.9 and settled and self.steps_to_90[task] is None:
                 self.steps_to_90[task] = steps
         if "prior/audit_kl_nats" in self.logger.name_to_value:
             self.audits.append(float(self.logger.name_to_value["prior/audit_kl_nats"]))
@@ -87,12 +93,19 @@ class SuccessCurve(BaseCallback):
     def kept(self) -> dict[str, Any]:
         """Return what a checkpoint has to hold of it."""
         recent = [[bool(success) for success in episodes] for episodes in self.recent]
-        return {"recent": recent, "curve": self.curve, "steps_to_90": self.steps_to_90, "audits": self.audits}
+        return {
+            "recent": recent,
+            "curve": self.curve,
+            "steps_to_90": self.steps_to_90,
+            "audits": self.audits,
+            "settled_from": self.settled_from,
+        }
 
     def take_back(self, kept: dict[str, Any]) -> None:
         """Become what `kept` was asked of."""
         self.recent = [deque(episodes, maxlen=WINDOW) for episodes in kept["recent"]]
         self.curve, self.steps_to_90, self.audits = kept["curve"], kept["steps_to_90"], kept["audits"]
+        self.settled_from = kept["settled_from"]
 
 
 class RestartEnvs(BaseCallback):
@@ -243,7 +256,8 @@ def train_run(
             overlap=settings.overlap,
         )
         lane = env.array_lane
-        curve = SuccessCurve(lane.tasks, lane.task_id, progress)
+        whole = experiment.env.num_envs // len(lane.tasks) * experiment.env.max_episode_steps
+        curve = SuccessCurve(lane.tasks, lane.task_id, progress, whole)
         total = settings.steps_per_task * len(lane.tasks)
         if resume:
             curve.take_back(model.restore(folder / "checkpoints")["curve"])
@@ -268,7 +282,13 @@ def train_run(
         last = None if model is None else model.get_env()  # another one after a restart
         (env if last is None else last).close()
     model.save(folder / runs.MODEL)
-    summary = {"tasks": curve.curve, "steps_to_90": curve.steps_to_90, "arm": arm, "seed": seed}
+    summary = {
+        "tasks": curve.curve,
+        "steps_to_90": curve.steps_to_90,
+        "settled_from": curve.settled_from,
+        "arm": arm,
+        "seed": seed,
+    }
     runs.write_json(folder / runs.CURVE, summary)
     audit = float(np.mean(curve.audits)) if curve.audits else None
     return RunResult(model, summary, model.num_timesteps, wall_s, cpu_s, audit, dict(model.stage_clock.total))

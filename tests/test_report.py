@@ -5,14 +5,15 @@ import pytest
 from lago_fast.envs.suites import suite_named
 from lago_fast.evaluate import TaskResult, wilson
 from lago_fast.presets import EnvSettings, Experiment
-from lago_fast.report import Outcome, make_report, sample_efficiency, splits_of, stages
+from lago_fast.report import Outcome, curves_of, make_report, sample_efficiency, splits_of, stages
 
 EXPERIMENT = Experiment(env=EnvSettings(tasks=("reach",), num_envs=2), seeds=(0, 1))
 
 
-def outcome(arm, seed, success, steps_to_90=None, successes=5):
+def outcome(arm, seed, success, steps_to_90=None, successes=5, settled_from=0):
     steps = [1000 * (i + 1) for i in range(len(success))]
-    curve = {"tasks": {"reach": {"env_steps": steps, "success": success}}, "steps_to_90": {"reach": steps_to_90}}
+    tasks = {"reach": {"env_steps": steps, "success": success}}
+    curve = {"tasks": tasks, "steps_to_90": {"reach": steps_to_90}, "settled_from": settled_from}
     tasks, stage_s = {"reach": TaskResult(10, successes, 1, 7.0)}, {"env": 1.5, "loss": 0.5, "prior": 0.0}
     return Outcome(arm, seed, curve, 4000, 2.0, None, {"gae": "cpp"}, tasks, stage_s)
 
@@ -41,13 +42,14 @@ def test_a_lago_that_never_gets_there_is_no_ratio_either():
 def test_the_first_to_end_do_not_count_as_progress():
     # where success ends an episode the first to end are successes
     curves = {"ppo": [1.0, 0.4, 0.8], "lago": [1.0, 0.8, 0.9]}
-    runs = {arm: [outcome(arm, 0, success)] for arm, success in curves.items()}
-    steps = runs["ppo"][0].curve["tasks"]["reach"]["env_steps"]
-    found = sample_efficiency(runs, after=steps[1])["tasks"]["reach"]
+    runs = {arm: [outcome(arm, 0, success, settled_from=2000)] for arm, success in curves.items()}
+    found = sample_efficiency(runs)["tasks"]["reach"]
     assert found["ppo_best_success"] == pytest.approx(0.8)
-    assert found["steps_to_ppo_final"] == {"ppo": steps[2], "lago": steps[1]}
+    assert found["steps_to_ppo_final"] == {"ppo": 3000, "lago": 2000}
+    assert curves_of(EXPERIMENT, runs)["reach"]["ppo"][0][0].tolist() == [2000, 3000]
     # shorter than that: the whole curve
-    assert sample_efficiency(runs, after=10**9)["tasks"]["reach"]["ppo_best_success"] == 1.0
+    short = {arm: [outcome(arm, 0, success, settled_from=10**9)] for arm, success in curves.items()}
+    assert sample_efficiency(short)["tasks"]["reach"]["ppo_best_success"] == 1.0
 
 
 def test_report_pools_seeds_and_keeps_the_promised_keys():
@@ -100,6 +102,7 @@ def test_the_report_of_clevr_robot_has_splits_and_core_hours():
     families = tuple(name for members in suite_named("clevr-robot").splits.values() for name in members)
     settings = EnvSettings(env="clevr-robot", tasks=("real",), eval_tasks=families, num_envs=2)
     curve = {"tasks": {"real": {"env_steps": [10, 20], "success": [0.2, 0.4]}}, "steps_to_90": {"real": None}}
+    curve["settled_from"] = 10
     tasks = {name: TaskResult(10, 8 if name == "real" else 2, 0, 1.0) for name in families}
     runs = {arm: [Outcome(arm, 0, curve, 20, 1.0, None, {}, tasks, {}, cpu_s=1800.0)] for arm in ("ppo", "lago")}
     experiment = Experiment(env=settings, seeds=(0,))

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from stable_baselines3.common.logger import configure
 
-from lago_fast import runs
+from lago_fast import FastKLPPO, runs
 from lago_fast.algorithms.checkpoint import paths_in
 from lago_fast.algorithms.stage_clock import STAGES
 from lago_fast.errors import NoCheckpoint, UnsupportedArgument
@@ -16,7 +17,7 @@ from lago_fast.presets import PRESETS
 from lago_fast.priors.amortised import AmortisedPrior, StudentConfig
 from lago_fast.priors.finetune import fit_prior
 from lago_fast.stage_one import compact_table, instructions_of
-from lago_fast.training import train_run
+from lago_fast.training import WINDOW, SuccessCurve, train_run
 
 pytest.importorskip("envpool", reason="Meta-World needs the extra 'envs'")
 pytest.importorskip("transformers", reason="stage 1 needs the extra 'llm'")
@@ -109,3 +110,25 @@ def test_what_cannot_be_resumed_is_refused(prior_folder, tmp_path):
     with pytest.raises(UnsupportedArgument, match="nothing is left"):
         trained("ppo", tmp_path, prior_folder, resume=True)
     assert Path(tmp_path / "model.zip").is_file()
+
+
+def test_the_first_episodes_to_end_are_no_success_yet(tmp_path):
+    model = FastKLPPO("MlpPolicy", "CartPole-v1", device="cpu")
+    model.set_logger(configure(str(tmp_path), []))
+    curve = SuccessCurve(["a"], np.zeros(1, dtype=np.int64), whole=100)
+    curve.init_callback(model)
+    curve.recent[0].extend([True] * WINDOW)
+
+    def end_rollout(at):
+        curve.num_timesteps = at
+        curve._on_rollout_end()
+        return curve.steps_to_90["a"]
+
+    assert end_rollout(80) is None
+    model.envs_anew_at = 90  # the guard's prior has played
+    assert end_rollout(150) is None
+    assert curve.settled_from == 190
+    again = SuccessCurve(["a"], np.zeros(1, dtype=np.int64))
+    again.take_back(curve.kept())
+    assert again.settled_from == 190
+    assert end_rollout(200) == 200

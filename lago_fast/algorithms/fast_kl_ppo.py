@@ -148,7 +148,7 @@ class FastKLPPO(CollectingPPO):
         # plain numbers, which a saved model holds as text
         self.guard = None if guard_settings is None else asdict(guard_settings)
         self.guard_state = None
-        self._guard, self._played = None, None
+        self._guard, self._played, self.envs_anew_at = None, None, 0
         self.auto_kl_coef = AUTO_START  # what kl_coef="auto" has come to
         self._kl_coefficient = KLCoefficient(kl_coef, target_prior_kl)
         self._begin_run()

@@ -29,6 +29,7 @@ class GuardedPPO(KeptPPO):
     _buffer: RolloutBuffer
     _head: Head
     _prior_ids: Tensor
+    envs_anew_at: int  # env steps when the envs last started anew without the policy's doing
     _played: RolloutBuffer | None  # rows of the prior's episodes that the policy is still to be fitted to
 
     def _take_lane(self) -> None:
@@ -100,6 +101,7 @@ class GuardedPPO(KeptPPO):
         self._last_obs = self.env.reset()  # type: ignore[assignment]  # as SB3's own reset
         self._instruction_id = self._lane.begin()
         self._last_episode_starts = np.ones(self.n_envs, dtype=bool)
+        self.envs_anew_at = self.num_timesteps
 
     @torch.no_grad()
     def _ask_prior(self, observations: Any, instruction_id: np.ndarray) -> tuple[Tensor, tuple[Tensor, ...]]:
