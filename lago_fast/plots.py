@@ -88,7 +88,8 @@ def draw_curves(
     shown = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     most = max(len(seeds) for arms in drawn.values() for seeds in arms.values())
     note = f"mean of {most} seeds, band: lowest to highest" if most > 1 else "one seed"
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown), title=note, frameon=False)
+    ncols = min(len(shown), 2 * columns)  # more are wider than the panels
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=ncols, title=note, frameon=False)
     _save(figure, path)
     return path
 

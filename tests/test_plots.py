@@ -82,6 +82,13 @@ def test_one_task_has_one_panel_and_success_is_a_share(tmp_path, figures):
     assert {text.get_text() for text in figures[0].legends[0].get_texts()} == {"ppo", "lago"}
 
 
+def test_the_legend_of_one_panel_is_whole(tmp_path, figures):
+    arms = {arm: [([10, 20], [0.1, 0.2])] for arm in ("ppo", "lago", "bc_ppo", "lago_random_init")}
+    plots.draw_curves({"push": arms}, tmp_path / "c.png", prior={"push": 0.5})
+    legend = figures[0].legends[0].get_window_extent()
+    assert 0 <= legend.x0 < legend.x1 <= figures[0].bbox.width
+
+
 def test_points_without_a_value_are_left_out(tmp_path, figures):
     curves = {"push": {"ppo": [([1, 2, 3], [np.nan, 0.5, 0.7]), ([], [])]}}
     plots.draw_curves(curves, tmp_path / "c.png")
