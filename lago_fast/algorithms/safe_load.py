@@ -10,12 +10,11 @@ import base64
 import binascii
 import io
 import json
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
 
-from lago_fast.algorithms.safe_pickle import read_pickle
+from lago_fast.algorithms.safe_pickle import UnpicklingError, read_pickle
 from lago_fast.errors import CorruptFile
 
 MAX_DATA_BYTES = 64 * 2**20  # of the JSON; a model's is a few kilobytes, a callback's buffers at most megabytes
@@ -33,7 +32,7 @@ MISFITS = (
     LookupError,
     MemoryError,
     NotImplementedError,
-    pickle.UnpicklingError,
+    UnpicklingError,
     RuntimeError,
     TypeError,
     ValueError,

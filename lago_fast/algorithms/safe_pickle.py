@@ -19,6 +19,7 @@ import numpy as np
 
 from lago_fast.errors import CorruptFile, UntrustedPickle
 
+UnpicklingError = pickle.UnpicklingError  # which torch raises too; pickle is imported nowhere else
 MAX_OPCODES = 10**6  # of a pickle; a space's is some hundreds
 PLAIN_NUMBER = re.compile("[biufc][0-9]{1,2}")  # as numpy pickles the dtype of an array of them
 PLAIN_DTYPE = (None, None, None, -1, -1, 0)  # of its state: no fields, no shape of its own, sizes of the kind
