@@ -28,8 +28,8 @@ constexpr std::size_t kBytesAhead = 256;
 constexpr std::size_t kLine = 64;
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 // From this many bytes of output on, rows are written past the caches: there they would only displace what is
-// read, and be fetched from memory before they are overwritten.
-constexpr std::size_t kBytesPastCaches = std::size_t{1} << 20;
+// read, and be fetched from memory before they are overwritten. Fewer are there since the last call.
+constexpr std::size_t kBytesPastCaches = std::size_t{8} << 20;
 
 // Rows are read in no order: from small pages nearly each of them costs a walk through the page tables.
 void AskForHugePages(void* memory, std::size_t bytes) {
