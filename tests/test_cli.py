@@ -46,7 +46,8 @@ def prior(demos, backbone, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(prior, tmp_path_factory):
     path = tmp_path_factory.mktemp("cli") / "run"
-    assert lago("train", "--prior", prior, "--tasks", *TASKS, *SMALL, "--seed", 3, "--out", path) == 0
+    words = ("--prior", prior, "--prior-mode", "amortised", "--tasks", *TASKS, *SMALL)
+    assert lago("train", *words, "--seed", 3, "--out", path) == 0
     return path
 
 
@@ -297,8 +298,8 @@ def test_the_other_arms_train_too(arm, prior, demos, backbone, tmp_path, monkeyp
     inputs = {
         "ppo": ("--arm", "ppo", "--tasks", "push", "drawer-open", "--instruction-encoder", backbone),
         "bc_ppo": ("--arm", "bc_ppo", "--tasks", "push", "--demos", demos),
-        "distilled": ("--tasks", *TASKS, "--prior", prior, "--demos", demos),
-        "exact": ("--tasks", "push", "--prior", prior / "amortised", "--prior-mode", "exact"),
+        "distilled": ("--tasks", *TASKS, "--prior", prior, "--prior-mode", "amortised", "--demos", demos),
+        "exact": ("--tasks", "push", "--prior", prior / "amortised"),
     }
     profile = ["--profile"] if arm == "ppo" else []
     overlap = ["--overlap", "update"] if arm == "ppo" else []
@@ -325,7 +326,7 @@ def trained(folder):
 
 
 def test_a_second_run_is_answered_by_the_file_of_the_first_and_equals_it(prior, tmp_path, capsys):
-    words = ("train", "--prior", prior, "--prior-mode", "exact", "--tasks", *TASKS, *SMALL)
+    words = ("train", "--prior", prior, "--tasks", *TASKS, *SMALL)
     words = (*words, "--prior-cache", tmp_path / "answers.lmdb")
     for name in ("cold", "warm"):
         assert lago(*words, "--out", tmp_path / name) == 0
@@ -347,7 +348,7 @@ def torch_equal(a, b):
 
 
 def test_what_rounded_keys_change_is_logged(prior, tmp_path):
-    words = ("train", "--prior", prior, "--prior-mode", "exact", "--tasks", *TASKS, *SMALL, "--out", tmp_path / "run")
+    words = ("train", "--prior", prior, "--tasks", *TASKS, *SMALL, "--out", tmp_path / "run")
     words = (*words, "--prior-cache", "memory", "--prior-cache-resolution", 0.5, "--prior-cache-format", "int8")
     assert lago(*words) == 0
     rows = trained(tmp_path / "run")[2]
@@ -366,7 +367,7 @@ def quantized(demos, backbone, tmp_path_factory):
 
 def test_a_cache_of_another_prior_or_none_is_refused(prior, quantized, refused, tmp_path):
     cache = ("--prior-cache", tmp_path / "answers.lmdb")
-    words = ("train", "--prior-mode", "exact", "--tasks", *TASKS, *SMALL, *cache, "--out")
+    words = ("train", "--tasks", *TASKS, *SMALL, *cache, "--out")
     assert lago(*words, tmp_path / "run", "--prior", prior) == 0
     assert refused(*words, tmp_path / "x", "--prior", quantized).startswith("CacheMismatch: path: ")
     whole = (tmp_path / "answers.lmdb").read_bytes()
@@ -376,10 +377,10 @@ def test_a_cache_of_another_prior_or_none_is_refused(prior, quantized, refused, 
     def train(*more):
         return refused("train", "--tasks", *TASKS, "--out", tmp_path / "x", *more)
 
-    assert "take --prior-mode exact" in train("--prior", prior, *cache)
+    assert "take --prior-mode exact" in train("--prior", prior, "--prior-mode", "amortised", *cache)
     assert train("--prior", prior, "--prior-cache-bytes", 5).startswith("UnsupportedArgument: prior_cache_bytes: ")
     assert train("--arm", "ppo", *cache).startswith("UnsupportedArgument: prior_cache: the arm ppo has no prior")
-    words = ("--prior", prior, "--prior-mode", "exact", "--prior-cache", "memory")
+    words = ("--prior", prior, "--prior-cache", "memory")
     assert "do not hold one row" in train(*words, "--prior-cache-bytes", 5)
     assert "give at least" in train(*words, "--prior-cache-bytes", 5000, *SMALL)
     assert not (tmp_path / "x").exists() or runs.is_run(tmp_path / "x")
@@ -391,7 +392,7 @@ def test_a_quantized_prior_that_is_too_far_off_is_taken_only_when_told(quantized
     told = capsys.readouterr().out
     shown = ("name", "kl_nats", "agreement", "std_floor", "weights_bytes", "exact_weights_bytes")
     assert all(f"quantization.{name} " in told for name in shown)
-    words = ("train", "--prior", quantized, "--prior-mode", "exact", "--tasks", *TASKS, *SMALL)
+    words = ("train", "--prior", quantized, "--tasks", *TASKS, *SMALL)
     line = refused(*words, "--out", tmp_path / "x")
     assert line.startswith("QuantizedTooFar: prior: quantized to nf4, its KL from the exact prior is ")
     assert "--max-quantization-kl" in line
@@ -428,7 +429,7 @@ def test_inputs_that_an_arm_lacks_or_would_ignore_are_refused(prior, demos, refu
     assert "lago fit-prior" in train()
     assert "has no use for it" in train("--arm", "ppo", "--prior", prior)
     assert "lago demos" in train("--arm", "bc_ppo")
-    assert "has no use for them" in train("--prior", prior, "--prior-mode", "exact", "--demos", demos)
+    assert "has no use for them" in train("--prior", prior, "--demos", demos)
     assert "sees no instruction" in train("--prior", prior, "--tasks", "push", "--instruction-encoder", "x")
     assert "--arm lago" in train("--prior", prior, "--tasks", *TASKS, "--arm", "lago_random_init")
     assert "no episode of reach" in train("--arm", "bc_ppo", "--demos", demos, "--tasks", "reach")
@@ -445,7 +446,7 @@ def test_a_prior_that_does_not_fit_is_refused(prior, backbone, refused, tmp_path
     assert train(tmp_path).startswith("PriorMismatch: ")
     without = shutil.copytree(prior, tmp_path / "without")
     shutil.rmtree(without / "amortised")
-    assert "--prior-mode exact" in train(without)
+    assert "--prior-mode exact" in train(without, *TASKS, "--prior-mode", "amortised")
 
     rows = np.zeros((8, 5), np.float32)
     other = fit_prior(rows, rows[:, :2], [0] * 8, range(8), ["do it"], backbone=str(backbone), epochs=1, val_fraction=0)

@@ -48,7 +48,8 @@ def prior(demos, backbone, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(prior, tmp_path_factory):
     path = tmp_path_factory.mktemp("clevr") / "run"
-    assert lago("train", *SMALL, "--prior", prior, "--seed", 3, "--out", path) == 0
+    words = ("--prior", prior, "--prior-mode", "amortised", "--seed", 3)
+    assert lago("train", *SMALL, *words, "--out", path) == 0
     return path
 
 
@@ -106,7 +107,7 @@ def test_the_other_arms_train_too(arm, prior, demos, backbone, tmp_path):
     inputs = {
         "ppo": ("--arm", "ppo", "--instruction-encoder", backbone),
         "bc_ppo": ("--arm", "bc_ppo", "--instruction-encoder", backbone, "--demos", demos),
-        "exact": ("--prior", prior, "--prior-mode", "exact"),
+        "exact": ("--prior", prior),
     }
     assert lago("train", *SMALL, *inputs[arm], "--out", tmp_path / arm) == 0
     assert runs.read_config(tmp_path / arm)["arm"] == ("lago" if arm == "exact" else arm)
@@ -169,7 +170,7 @@ def test_a_meta_world_prior_is_refused(backbone, refused, tmp_path):
     rows, texts = np.zeros((4, 39), np.float32), task_phrasings()["push"]
     other = fit_prior(rows, rows[:, :4], [0] * 4, range(4), texts, backbone=str(backbone), epochs=1, val_fraction=0)
     other.save(tmp_path / "prior")
-    words = ("--prior", tmp_path / "prior", "--prior-mode", "exact", "--out", tmp_path / "x")
+    words = ("--prior", tmp_path / "prior", "--out", tmp_path / "x")
     line = refused("train", *SMALL, *words)
     assert line.startswith(
         "PriorMismatch: prior: it is gaussian, for states of 39 and actions of 4 numbers; CLEVR-Robot"

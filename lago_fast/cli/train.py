@@ -59,10 +59,10 @@ class Train(Command):
 
     @classmethod
     def start(cls, preset: str, env: str) -> "Train":
-        """Return the settings of an environment's preset."""
+        """Return the settings of an environment's preset, with a student only for who asks for it."""
         del preset
         settings = start_of(env)
-        return cls(out=tyro.MISSING, env=settings.env, train=settings.train)
+        return cls(out=tyro.MISSING, env=settings.env, train=replace(settings.train, prior_mode="exact"))
 
     def run(self) -> None:
         """Check every input, train, and print how it went."""
