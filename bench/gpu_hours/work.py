@@ -18,10 +18,11 @@ from lago_fast.envs.metaworld_tasks import task_phrasings
 from lago_fast.evaluate import evaluate
 from lago_fast.presets import STUDENT, EnvSettings, Experiment, PriorSettings
 from lago_fast.priors.amortised import AmortisedPrior
-from lago_fast.priors.backbone import DEFAULT_BACKBONE, find_backbone
+from lago_fast.priors.backbone import find_backbone
 from lago_fast.priors.config import PriorConfig
 from lago_fast.priors.finetune import fit_prior
 from lago_fast.priors.latent_action import LatentActionPrior
+from lago_fast.priors.locate import DEFAULT_BACKBONE
 from lago_fast.priors.quantize import quantize_prior
 from lago_fast.priors.student import StudentConfig
 from lago_fast.stage_one import StageOne, amortise, paraphrase

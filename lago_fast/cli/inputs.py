@@ -256,8 +256,9 @@ def instruction_table(
     """
     from lago_fast.envs.suites import suite_named
     from lago_fast.evaluate import known_tasks as known_in
-    from lago_fast.priors.backbone import DEFAULT_BACKBONE, encode_instructions, find_backbone
+    from lago_fast.priors.backbone import encode_instructions, find_backbone
     from lago_fast.priors.base import match_instructions
+    from lago_fast.priors.locate import DEFAULT_BACKBONE
     from lago_fast.stage_one import policy_table
 
     suite = suite_named(env.env)

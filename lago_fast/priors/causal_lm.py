@@ -14,6 +14,7 @@ import torch
 from lago_fast.errors import BackboneUnavailable, UnsupportedArgument
 from lago_fast.priors import backbone as backbones
 from lago_fast.priors.folder import check_choice
+from lago_fast.priors.locate import locate
 
 ABOUT = "lago_training.json"  # in the folder of a model that this package trained
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -57,7 +58,7 @@ def find_causal_lm(
         UnsupportedArgument: no causal decoder.
     """
     check_choice("dtype", dtype, ("float32", "bfloat16", "float16"))
-    folder, source, found_revision = backbones.locate(name, revision, weights=True)
+    folder, source, found_revision = locate(name, revision, weights=True)
     sha256 = backbones.hash_weights(folder)
     backbones.check_hash(str(folder), sha256, expected_sha256 or sha256)
     model, tokenizer = _load(folder, dtype, device)

@@ -17,11 +17,12 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from lago_fast.errors import NonFiniteError, UnsupportedArgument
-from lago_fast.priors.backbone import DEFAULT_BACKBONE, Backbone, find_backbone
+from lago_fast.priors.backbone import Backbone, find_backbone
 from lago_fast.priors.base import Kind, PriorOutput
 from lago_fast.priors.config import Finetune, Form, PriorConfig, StatePath, Std
 from lago_fast.priors.folder import check_choice
 from lago_fast.priors.latent_action import QUERY_ROWS, LatentActionPrior
+from lago_fast.priors.locate import DEFAULT_BACKBONE
 from lago_fast.priors.memory_plan import plan_fit
 from lago_fast.priors.quantize import MAX_KL_NATS, QUANTIZATIONS, Quantization, check_fp8, quantize_prior
 from lago_fast.priors.rows import Rows, action_space, check_rows, shuffle_across_tasks, split_episodes
@@ -148,16 +149,10 @@ def fit_prior(
     if loss == "mse" and (kind == "categorical" or std == "state_dependent"):
         raise UnsupportedArgument('loss: "mse" fits a Gaussian with "state_independent" or "fixed" std; use "nll"')
     width, low, high = action_space(rows.action, kind, action_low, action_high, num_actions)
-    if isinstance(backbone, str):
-        backbone = find_backbone(backbone, random_init=random_init, seed=seed if random_init else 0)
-    elif random_init:
-        raise UnsupportedArgument("random_init: give the backbone by name, or find_backbone(..., random_init=True)")
     train, val = split_episodes(rows, val_fraction, seed)
 
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = PriorConfig(
+    def config_for(backbone: Backbone) -> PriorConfig:
+        return PriorConfig(
             kind=kind,
             state_dim=rows.state.shape[1],
             action_dim=width,
@@ -172,8 +167,10 @@ def fit_prior(
             head_hidden=head_hidden,
             state_path=state_path,
         )
+
+    def plan(backbone: Backbone) -> None:
         plan_fit(
-            config,
+            config_for(backbone),
             backbone,
             instructions,
             rows=math.ceil(min(batch_size, len(train)) / gradient_accumulation_steps),
@@ -181,6 +178,19 @@ def fit_prior(
             gradient_checkpointing=gradient_checkpointing,
             device=torch.device(device),
         )
+
+    if isinstance(backbone, str):
+        backbone_seed = seed if random_init else 0
+        backbone = find_backbone(backbone, random_init=random_init, seed=backbone_seed, before_weights=plan)
+    elif random_init:
+        raise UnsupportedArgument("random_init: give the backbone by name, or find_backbone(..., random_init=True)")
+    else:
+        plan(backbone)
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = config_for(backbone)
         prior = LatentActionPrior(config, backbone, instructions)
         fitted = rows.take(train)
         prior.fit_normaliser(fitted.state, fitted.wordings)

