@@ -1,22 +1,27 @@
 """States per second of a prior: full prompts, the shared instruction, fewer bits, a cache, a student.
 
 All weights are random: the shapes decide the times, and no answer is looked at but to compare two forms of one prior.
-What a machine has neither the memory nor the time for is skipped, with the figure that says so.
+What a machine has neither the memory nor the time for is skipped, with the figure that says so. There is one shape in
+memory at a time, and beside its exact prior one other form.
 Run: pytest bench/bench_prior.py --benchmark-only
 """
 
+import contextlib
 import gc
 import importlib.metadata
 import statistics
 import tempfile
 import time
-from functools import cache
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from lago_fast.cores import usable_cores
 from lago_fast.errors import LagoError
 from lago_fast.priors.amortised import AmortisedPrior
 from lago_fast.priors.backbone import Backbone, find_backbone
@@ -62,8 +67,8 @@ SHAPES: dict[str, tuple[str, dict[str, int]]] = {
 FORMS = ["naive", "shared", "compiled", "bf16", "int8", "nf4", "fp8", "naive-bf16", "compiled-bf16", "amortised"]
 FORMS += [f"cache-{percent}" for percent in HIT_PERCENT]
 LONGEST_CALL_S = 10.0
-LONGEST_MAKING_S = 5.0  # on a CPU; a GPU is worth the wait
 KNOWN_STATES = 8192  # of a cache
+RATIO_BATCHES = [1, 64, 512, 1024]
 
 
 @cache
@@ -94,45 +99,61 @@ def numbers_of(shape: str) -> tuple[int, int]:
     return sum(p.numel() for p in model.parameters()), linear
 
 
-@cache
-def making_s_per_weight() -> float:
-    """Return the seconds in which this machine draws a weight and hashes it."""
-    from lago_fast.priors.backbone import hash_tensors
-
-    count = 4_000_000
-    started = time.perf_counter()
-    hash_tensors({"": torch.empty(count).normal_()})
-    return (time.perf_counter() - started) / count
-
-
 def check_plan(shape: str, form: str, rows: int) -> None:
     """Skip a case that does not fit into the memory, or the time, that there is."""
     weights, linear = numbers_of(shape)
-    # in float32 twice while they are drawn, and a smaller one that is made of them
-    free, needed = free_bytes(DEVICE), 2.5 * 4 * weights
-    if free is not None and needed > free:
+    # in float32, and what is made of a copy in float32
+    free, needed = free_bytes(DEVICE), 2.2 * 4 * weights
+    if free is not None and needed > free and shape not in made:
         pytest.skip(f"{shape} needs about {gigabytes(needed)} on {DEVICE}, {gigabytes(free)} are free")
-    if DEVICE.type == "cpu" and weights * making_s_per_weight() > LONGEST_MAKING_S:
-        pytest.skip(f"{shape}: to draw its weights takes about {weights * making_s_per_weight():.0f} s here")
     seconds = 2 * linear * tokens_read(shape, form) * rows / matrix_products_per_s(torch.float32)
     if seconds > LONGEST_CALL_S:
         pytest.skip(f"{shape}, {form}: {rows} rows take at least {seconds:.0f} s a call here")
 
 
-@cache
+made: dict[str, Backbone] = {}  # by shape, at most one
+
+
 def backbone_of(shape: str) -> Backbone:
-    """Return the one backbone of a shape that all forms are made of."""
-    return find_backbone(str(folder_of(shape)), random_init=True)
+    """Return the one backbone of a shape that all forms are made of, its weights drawn on the device."""
+    if shape not in made:
+        made.clear()
+        prior_of.cache_clear()
+        gc.collect()
+        torch.cuda.empty_cache()
+        outline = outline_of(shape)
+        torch.manual_seed(0)
+        with DEVICE:
+            model = type(outline.model)(outline.model.config)
+        made[shape] = replace(outline, model=model.eval().requires_grad_(False))
+    return made[shape]
 
 
-@cache
+def outline_of(shape: str) -> Backbone:
+    """Return a shape's backbone without numbers."""
+
+    class Enough(Exception):
+        pass
+
+    outlines: list[Backbone] = []
+
+    def stop(outline: Backbone) -> None:
+        outlines.append(outline)
+        raise Enough
+
+    with contextlib.suppress(Enough):
+        find_backbone(str(folder_of(shape)), random_init=True, before_weights=stop)
+    return outlines[0]
+
+
+@lru_cache(maxsize=1)
 def prior_of(shape: str, form: str) -> Any:
     """Return the prior of a shape in one of FORMS; skip where it cannot be had here."""
     try:
         if form.startswith("naive") or form == "shared":
             prior = exact_prior(shape, shared=form == "shared")
             return prior if form != "naive-bf16" else quantize_prior(prior, "bf16", *batch_of(64))
-        exact = prior_of(shape, "shared")
+        exact = exact_prior(shape, shared=True)
         if form == "amortised":
             student = AmortisedPrior(exact, StudentConfig(refresh=False, fallback_kl=None))
             return student.fit(*batch_of(64), epochs=1)
@@ -141,8 +162,7 @@ def prior_of(shape: str, form: str) -> Any:
             cached.query(*batch_of(KNOWN_STATES))
             return cached
         if form.startswith("compiled"):
-            # a copy, which makes its own graphs
-            return compiled(exact_prior(shape, shared=True) if form == "compiled" else prior_of(shape, "bf16"))
+            return compiled(exact if form == "compiled" else prior_of(shape, "bf16"))
         return quantize_prior(exact, form, *batch_of(64))
     except LagoError as error:
         pytest.skip(f"{form}: {error}")
@@ -214,8 +234,11 @@ def tokens_read(shape: str, form: str) -> int:
     return 2 if SHAPES[shape][0] == "Bert" else 1
 
 
-def memory_of(prior: Any, form: str) -> dict[str, int]:
-    """Return the bytes of what a form keeps: weights, the instructions' keys and values, cached rows."""
+def memory_of(prior: Any, form: str, before: int) -> dict[str, int]:
+    """Return the bytes of what a form keeps: weights, the instructions' keys and values, cached rows.
+
+    On a GPU, of which `before` bytes were taken before the queries, also the most that this form alone would take.
+    """
     if form == "amortised":
         return {"weights_bytes": weights_bytes(prior.student)}
     if form.startswith("cache"):
@@ -226,8 +249,16 @@ def memory_of(prior: Any, form: str) -> dict[str, int]:
         prefix = prior._ready[1].keywords["prefix"]
         found["prefix_bytes"] = sum(t.untyped_storage().nbytes() for t in (*prefix.keys, *prefix.values))
     if DEVICE.type == "cuda":
-        found["peak_bytes"] = torch.cuda.max_memory_allocated()
+        found["peak_bytes"] = torch.cuda.max_memory_allocated() - before + sum(found.values())
     return found
+
+
+@pytest.fixture
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
 
 
 # torch.compile looks through the cache of a class, and says so
@@ -247,9 +278,12 @@ def test_states_per_second(benchmark, shape, form, rows):
         expected = (time.perf_counter() - started) * rows / 8
         if rows > 64 and expected > LONGEST_CALL_S:
             pytest.skip(f"{shape}, {form}: {rows} rows would take about {expected:.0f} s a call, as 8 rows do")
-    if DEVICE.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     gc.collect()
+    before = 0
+    if DEVICE.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
     rounds = 15 if rows <= 64 else 5 if rows <= 512 else 3
     if hit_percent is None:
         benchmark.pedantic(ask, (prior, state, ids), rounds=rounds, warmup_rounds=1)
@@ -265,7 +299,7 @@ def test_states_per_second(benchmark, shape, form, rows):
         tokens=TOKENS,
         device=torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",
         states_per_s=rows / middle,
-        **memory_of(prior, form),
+        **memory_of(prior, form, before),
         **{name: importlib.metadata.version(name) for name in ("transformers", "bitsandbytes")},
     )
     read = tokens_read(shape, form)
@@ -276,14 +310,19 @@ def test_states_per_second(benchmark, shape, form, rows):
         benchmark.extra_info["share_of_matrix_product_rate"] = done / matrix_products_per_s(dtype)
 
 
-@pytest.mark.parametrize("rows", BATCHES[:3])
+@pytest.mark.parametrize("threads", sorted({1, usable_cores()}) if DEVICE.type == "cpu" else [1], indirect=True)
+@pytest.mark.parametrize("rows", RATIO_BATCHES)
+@pytest.mark.parametrize("dtype", ["float32", "bf16"])
 @pytest.mark.parametrize("shape", list(SHAPES))
-def test_ratio_of_the_shared_instruction_to_the_full_prompt(benchmark, shape, rows):
+def test_ratio_of_the_shared_instruction_to_the_full_prompt(benchmark, shape, dtype, rows, threads):
     check_plan(shape, "naive", rows)
-    naive, shared, (state, ids) = prior_of(shape, "naive"), prior_of(shape, "shared"), batch_of(rows)
+    in_bf16 = dtype == "bf16"
+    naive, shared = (prior_of(shape, form) for form in (("naive-bf16", "bf16") if in_bf16 else ("naive", "shared")))
+    state, ids = batch_of(rows)
     if shared.prefix_kv:
         # a form that is wrong is not timed; the pooled form is another prior, with nothing to compare
-        torch.testing.assert_close(shared.query(state, ids).mean, naive.query(state, ids).mean, atol=1e-4, rtol=1e-3)
+        close = {"atol": 1e-2, "rtol": 3e-2} if in_bf16 else {"atol": 1e-4, "rtol": 1e-3}
+        torch.testing.assert_close(shared.query(state, ids).mean, naive.query(state, ids).mean, **close)
     times: dict[str, list[float]] = {"naive": [], "shared": []}
     for _ in range(9 if rows < 512 else 5):  # in turn, so that a busy machine slows both
         for name, prior in (("naive", naive), ("shared", shared)):
@@ -293,6 +332,13 @@ def test_ratio_of_the_shared_instruction_to_the_full_prompt(benchmark, shape, ro
     middle = statistics.median(a / b for a, b in zip(times["naive"], times["shared"], strict=True))
     fastest = min(times["naive"]) / min(times["shared"])
     benchmark.extra_info.update(
-        shape=shape, rows=rows, weights="random", tokens=TOKENS, ratio_median=middle, ratio_of_fastest=fastest
+        shape=shape,
+        dtype=dtype,
+        rows=rows,
+        threads=threads,
+        weights="random",
+        tokens=TOKENS,
+        ratio_median=middle,
+        ratio_of_fastest=fastest,
     )
     benchmark.pedantic(ask, (shared, state, ids), rounds=3)
