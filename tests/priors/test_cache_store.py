@@ -312,49 +312,90 @@ OPERATIONS = st.lists(
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.sampled_from([8_000, 1 << 20]), st.sampled_from(["float32", "float16"]), OPERATIONS)
 def test_against_a_model_with_a_file(tmp_path_factory, budget_bytes, row_format, operations):
-    path = tmp_path_factory.mktemp("model") / "cache"
-    cache = open_cache(path, budget_bytes=budget_bytes, row_format=row_format)
-    model = {}  # a key keeps its first row for good, resident or not
+    follow(operations, tmp_path_factory.mktemp("model") / "cache", budget_bytes=budget_bytes, row_format=row_format)
 
-    def insert(numbers, version, seen):
-        seen.append((numbers, fill(cache, numbers, version)))
 
-    def check(numbers):
-        rows, hit = cache.lookup(*query(numbers))
-        assert hit.tolist() == [number in model for number in numbers]
-        for number, row in zip(numbers, rows, strict=True):
-            assert torch.equal(row, model.get(number, torch.zeros(WIDTH)))
-
+def follow(operations, path, **settings):
+    """Do operations on a cache and on a Python model of it, and compare; return how many kills cut a list in two."""
+    cache, model, cut = open_cache(path, **settings), Model(settings["row_format"]), 0
     for version, (operation, numbers) in enumerate(operations):
         if operation == "clear":
             cache.clear()
+        elif operation == "lookup":
+            model.check(cache, numbers)
         elif operation == "reopen":
             cache.close()
-            cache = open_cache(path, budget_bytes=budget_bytes, row_format=row_format)
-        elif operation == "lookup":
-            check(numbers)
+            cache = open_cache(path, **settings)
+        elif operation == "kill":
+            cache.close()
+            kill_a_writer(path, numbers, 3 * version, settings)
+            cache = open_cache(path, **settings)
+            cut += model.take_what_was_committed(cache, numbers, 3 * version)
         else:
-            # half of the threads insert each batch under another version (float16 holds the rows of 60): one is first
-            count = 3 if operation == "threads" else 1
-            seen = []
-            threads = [
-                threading.Thread(target=insert, args=(numbers[i % 2 :] or numbers, 3 * version + i, seen))
-                for i in range(count)
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            assert len(seen) == count
-            for batch, stored in seen:
-                for number, row in zip(batch, stored, strict=True):
-                    assert torch.equal(row, model.setdefault(number, row))
-                    versions = [row_of([number], 3 * version + i)[0] for i in range(count)]
-                    exact = row_format == "float32" and not any(torch.equal(row, v) for v in versions)
-                    assert not exact or torch.equal(row, model[number])
-    check(list(range(200)))
-    assert cache.stats()["file_rows"] == len(model)
+            model.insert(cache, numbers, version, threads=3 if operation == "threads" else 1)
+    model.check(cache, list(range(200)))
+    assert cache.stats()["file_rows"] == len(model.rows)
     cache.close()
+    return cut
+
+
+class Model:
+    """A dict in which a key keeps its first row for good, resident or not."""
+
+    def __init__(self, row_format):
+        self.row_format, self.rows = row_format, {}
+
+    def check(self, cache, numbers):
+        rows, hit = cache.lookup(*query(numbers))
+        assert hit.tolist() == [number in self.rows for number in numbers]
+        for number, row in zip(numbers, rows, strict=True):
+            assert torch.equal(row, self.rows.get(number, torch.zeros(WIDTH)))
+
+    def insert(self, cache, numbers, version, threads):
+        # half of the threads insert each batch under another version (float16 holds the rows of 60): one is first
+        seen = []
+
+        def fill_one(i):
+            batch = numbers[i % 2 :] or numbers
+            seen.append((batch, fill(cache, batch, 3 * version + i)))
+
+        running = [threading.Thread(target=fill_one, args=(i,)) for i in range(threads)]
+        for thread in running:
+            thread.start()
+        for thread in running:
+            thread.join()
+        assert len(seen) == threads
+        for number, row in (pair for batch, stored in seen for pair in zip(batch, stored, strict=True)):
+            assert torch.equal(row, self.rows.setdefault(number, row))
+            versions = [row_of([number], 3 * version + i)[0] for i in range(threads)]
+            exact = self.row_format == "float32" and not any(torch.equal(row, v) for v in versions)
+            assert not exact or torch.equal(row, self.rows[number])
+
+    def take_what_was_committed(self, cache, numbers, version):
+        """Learn which of a writer's numbers, inserted one by one, are there; tell whether it was some and not all."""
+        began = ended = False
+        for number, row, found in zip(numbers, *cache.lookup(*query(numbers)), strict=True):
+            if number not in self.rows and found:
+                assert not ended, "it commits in order"
+                wanted = row_of([number], version)[0]
+                self.rows[number] = wanted if self.row_format == "float32" else wanted.half().float()
+                began = True
+            ended = ended or number not in self.rows
+            assert torch.equal(row, self.rows.get(number, torch.zeros(WIDTH)))
+        return began and ended
+
+
+def kill_a_writer(path, numbers, version, settings):
+    """Insert each number by a transaction of another process, which is killed at some moment."""
+    child = os.fork()
+    if child == 0:
+        cache = open_cache(path, **settings)
+        for number in numbers:
+            fill(cache, [number], version)
+        signal.pause()
+    time.sleep(random.random() * 0.02)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
 
 
 # processes: each of these runs in a process of its own, forked from one that holds no other threads
@@ -388,6 +429,16 @@ def kill_the_writer_ten_times(path):
         assert torch.equal(rows, row_of(range(stored)))
         cache.close()
     assert [f for f in os.listdir(path.parent) if not f.startswith(path.name)] == []
+
+
+def kill_writers_between_everything_else(path):
+    generator, cut = random.Random(0), 0
+    for turn in range(20):
+        names = ["insert", "lookup", "clear", "reopen", "threads", "kill", "kill"]
+        operations = [(generator.choice(names), generator.choices(range(200), k=25)) for _ in range(15)]
+        settings = {"budget_bytes": generator.choice([8_000, 1 << 20]), "row_format": ["float32", "float16"][turn % 2]}
+        cut += follow(operations, path.parent / f"{path.name}-{turn}", **settings)
+    assert cut > 0, "no writer was killed between two of its transactions"
 
 
 def share_between_two(path):
@@ -492,6 +543,7 @@ def fill_the_disk(path):
 
 SCENARIOS = [
     kill_the_writer_ten_times,
+    kill_writers_between_everything_else,
     share_between_two,
     make_it_four_times_at_once,
     fork_with_an_open_cache,
