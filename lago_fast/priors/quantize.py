@@ -180,6 +180,9 @@ def weights_bytes(model: nn.Module) -> int:
 
 def _stored(model: nn.Module) -> list[Tensor]:
     tensors = [*model.parameters(), *model.buffers()]
+    wrappers = [t for t in tensors if hasattr(t, "__tensor_flatten__")]  # numbers and scales in one, as torchao's
+    tensors = [t for t in tensors if not hasattr(t, "__tensor_flatten__")]
+    tensors += [getattr(t, name) for t in wrappers for name in t.__tensor_flatten__()[0]]
     for module in model.modules():
         scale = getattr(getattr(module, "state", None), "SCB", None)
         blocks: Any = getattr(getattr(module, "weight", None), "quant_state", None)
@@ -259,6 +262,14 @@ def _linear_maker(quantization: Quantization) -> Any:
             """Return the product for x [..., in] in the dtype of x."""
             return super().forward(x.half()).to(x.dtype)
 
+    class Nf4Linear(bnb.nn.Linear4bit):
+        """Computes in what suits the device that its input is on, wherever it was quantized."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            """Return the product for x [..., in] in the dtype of x."""
+            self.compute_dtype = torch.bfloat16 if x.is_cuda else torch.float32
+            return super().forward(x)
+
     def weight_and_bias(linear: Any, device: torch.device) -> tuple[Tensor, Tensor | None]:
         weight = linear.weight.detach() if isinstance(linear, nn.Linear) else linear.weight.detach().T.contiguous()
         return weight, None if linear.bias is None else linear.bias.detach().to(device, copy=True)
@@ -276,9 +287,13 @@ def _linear_maker(quantization: Quantization) -> Any:
 
     def nf4(linear: Any, device: torch.device) -> Any:
         weight, bias = weight_and_bias(linear, device)
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        made = bnb.nn.Linear4bit(
-            weight.shape[1], weight.shape[0], bias is not None, compute_dtype=dtype, quant_type="nf4", device="meta"
+        made = Nf4Linear(
+            weight.shape[1],
+            weight.shape[0],
+            bias is not None,
+            compute_dtype=torch.float32,
+            quant_type="nf4",
+            device="meta",
         )
         stored: Any = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=made)
         made.weight = stored.to(device)

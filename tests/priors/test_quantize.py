@@ -36,6 +36,41 @@ def rows(clones):
     return clones.states[:64], clones.instruction_id[:64]
 
 
+class Packed(torch.Tensor):
+    """A weight that says it is in bfloat16, and holds 8-bit numbers with a scale per row, as torchao's fp8."""
+
+    @staticmethod
+    def __new__(cls, numbers, scales):
+        packed = torch.Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=torch.bfloat16)
+        packed.numbers, packed.scales = numbers, scales
+        return packed
+
+    def __tensor_flatten__(self):
+        return ["numbers", "scales"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return args[0] if func is torch.ops.aten.detach.default else NotImplemented
+
+
+def test_the_bytes_of_a_packed_weight_are_those_of_what_it_holds():
+    module = torch.nn.Module()
+    numbers, scales = torch.zeros(3, 8, dtype=torch.int8), torch.ones(3)
+    module.weight = torch.nn.Parameter(Packed(numbers, scales), requires_grad=False)
+    module.bias = torch.nn.Parameter(torch.zeros(3))
+    assert weights_bytes(module) == 3 * 8 + 3 * 4 + 3 * 4
+
+
+@pytest.mark.gpu
+def test_nf4_computes_in_what_suits_the_device(priors, clones):
+    state, ids = rows(clones)
+    quantized = quantize_prior(priors["llama"], "nf4", state, ids)
+    layer = next(m for m in quantized.transformer.modules() if type(m).__name__ == "Nf4Linear")
+    for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16), ("cpu", torch.float32)):
+        quantized.to(device).query(state.to(device), ids.to(device))
+        assert layer.compute_dtype == dtype
+
+
 @pytest.mark.parametrize("name", list(KL_NATS))
 @pytest.mark.parametrize("family", ["bert", "t5", "llama", "qwen2", "gpt2"])
 def test_it_answers_nearly_the_same_in_less_memory(priors, clones, family, name):
