@@ -122,7 +122,7 @@ class CQLPrior(TextLearner):
             UnsupportedArgument: the file holds a model of another class.
         """
         kept, arguments = read_model(path, cls.__name__, encoder, prior)
-        model = built(partial(cls, transitions, prior, encoder), arguments, path)
+        model = built(partial(cls, transitions, prior, encoder), kept, arguments, path)
         put_back(model, kept, path)
         return model
 

@@ -152,7 +152,7 @@ class DQNPrior(TextLearner):
             UnsupportedArgument: the file holds a model of another class.
         """
         kept, arguments = read_model(path, cls.__name__, encoder, prior)
-        model = built(partial(cls, env, prior, encoder), arguments, path)
+        model = built(partial(cls, env, prior, encoder), kept, arguments, path)
         put_back(model, kept, path)
         return model
 

@@ -72,17 +72,19 @@ def read_model(
     return kept, arguments
 
 
-def built(build: Callable[..., Model], arguments: dict[str, Any], path: str | Path) -> Model:
+def built(build: Callable[..., Model], kept: Checkpoint, arguments: dict[str, Any], path: str | Path) -> Model:
     """Return what `build` makes of a file's arguments.
 
     Raises:
-        CorruptFile: they are not what a constructor takes.
+        CorruptFile: they are not what a constructor takes, or ask for a network that the file does not hold.
     """
     try:
+        if not 0 <= sum(arguments["net_arch"]) <= sum(tensor.numel() for tensor in kept.tensors.values()):
+            raise ValueError("a network that is wider than its weights")
         return build(**arguments)
     except LagoError:
         raise
-    except (TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CorruptFile(f"path: the arguments in {path} are of no model ({error}); name another file") from error
 
 

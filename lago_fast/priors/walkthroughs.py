@@ -61,6 +61,9 @@ def read_steps(path: str | Path) -> Steps:
     """
     try:
         lines = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+        for number, line in enumerate(lines, 1):
+            if not all(type(entry) is str for entry in (line["instruction"], line["observation"], *line["admissible"])):
+                raise ValueError(f"line {number}: instruction, observation and every action must be texts")
         return Steps(*([line[name] for line in lines] for name in Steps._fields))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DemonstrationError(
@@ -85,11 +88,12 @@ def numbers_of(walkthroughs: Walkthroughs) -> tuple[np.ndarray, np.ndarray]:
     """Return (choice [n] int64, episode number [n] int64 from 0 on) of checked walkthroughs.
 
     Raises:
-        DemonstrationError: none at all, columns of unlike lengths, or a choice that is not admissible.
+        DemonstrationError: none at all, columns of unlike lengths or of something else than whole numbers, or a choice
+            that is not admissible.
         UnsupportedArgument: see `check_texts`.
     """
-    choice = np.asarray(walkthroughs.choice, dtype=np.int64)
-    episode = np.asarray(walkthroughs.episode_id, dtype=np.int64)
+    choice = _whole_numbers(walkthroughs.choice, "choice")
+    episode = _whole_numbers(walkthroughs.episode_id, "episode_id")
     check_texts(walkthroughs.instruction, walkthroughs.observation, walkthroughs.admissible)
     if not len(choice) == len(episode) == len(walkthroughs.admissible) > 0:
         raise DemonstrationError(
@@ -103,3 +107,13 @@ def numbers_of(walkthroughs: Walkthroughs) -> tuple[np.ndarray, np.ndarray]:
                 "again, or leave its episode out"
             )
     return choice, np.unique(episode, return_inverse=True)[1]
+
+
+def _whole_numbers(column: ArrayLike, name: str) -> np.ndarray:
+    try:
+        numbers = np.asarray(column)
+    except ValueError:  # lists of unlike lengths
+        numbers = np.empty((), object)
+    if numbers.ndim != 1 or (numbers.size and not np.issubdtype(numbers.dtype, np.integer)):
+        raise DemonstrationError(f"walkthroughs: {name} is not one whole number per step; record them again")
+    return numbers.astype(np.int64)

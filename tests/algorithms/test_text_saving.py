@@ -1,5 +1,9 @@
 """A saved learner is the same after loading, and is refused with another prior, encoder or file."""
 
+import random
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,12 +14,15 @@ from lago_fast.errors import (
     CorruptFile,
     EncoderMismatch,
     HashMismatch,
+    LagoError,
     NoCheckpoint,
     PriorMismatch,
     UnsupportedArgument,
 )
 from tests.algorithms.test_cql_prior import EVERYTHING
+from tests.algorithms.test_safe_load import little_memory, mutate
 from tests.algorithms.text_fakes import UNIFORM, FakeEncoder, FakePrior, TableGame, state_of
+from tests.priors.test_folder import changed_leaf
 
 STATE = state_of(["hall", "roof", "tower"])
 
@@ -109,3 +116,41 @@ def test_every_altered_byte_is_found(learnt, tmp_path):
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(CorruptFile):
         DQNPrior.load(path, FakeEncoder(), prior=UNIFORM)
+
+
+def damaged(content, kept, rng):
+    """Return a file that is damaged, or one with whole checksums, by somebody who means it: other figures or shapes."""
+    if rng.random() < 0.4:
+        return mutate(content, rng)
+    tensors, figures = dict(kept.tensors), kept.figures
+    if rng.random() < 0.7:
+        figures = changed_leaf(figures, rng)
+    else:
+        name = rng.choice(sorted(tensors))
+        tensors[name] = rng.choice([torch.zeros(3), tensors[name].reshape(-1)[:1], tensors[name].int()])
+        if rng.random() < 0.3:
+            del tensors[name]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "damaged.safetensors"
+        write_tensors(path, tensors, figures)
+        return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["DQNPrior", "CQLPrior"])
+def test_mutated_learners_are_loaded_or_refused_by_a_typed_error(learnt, name, tmp_path, request):
+    model = learnt if name == "DQNPrior" else CQLPrior(EVERYTHING, UNIFORM, FakeEncoder(), net_arch=(8,)).learn(5)
+    model.save(tmp_path / "whole")
+    path = tmp_path / "whole.safetensors"
+    content, kept, rng = path.read_bytes(), read_tensors(path), random.Random(0)
+    outcomes = {"read": 0, "refused": 0}
+    with little_memory():
+        for _ in range(request.config.getoption("--mutations")):
+            path.write_bytes(damaged(content, kept, rng))
+            try:
+                loaded = type(model).load(path, FakeEncoder(), prior=UNIFORM)
+                outcomes["read"] += 1
+            except LagoError:
+                outcomes["refused"] += 1
+            else:
+                assert loaded.q_values(STATE).shape == (3, 3)
+    assert min(outcomes.values()) > 0

@@ -1,17 +1,28 @@
 """The prior by likeness: cosine over temperature, fitted better than not, what it used, kept in a folder."""
 
+import json
 import math
+import random
 
 import numpy as np
 import pytest
 import torch
 
-from lago_fast.errors import DemonstrationError, HashMismatch, PriorMismatch, RunExists, UnsupportedArgument
+from lago_fast.errors import (
+    DemonstrationError,
+    HashMismatch,
+    LagoError,
+    PriorMismatch,
+    RunExists,
+    UnsupportedArgument,
+)
 from lago_fast.priors.embed_fit import fit_embed_prior
 from lago_fast.priors.embed_prior import ZERO_SHOT_TEMPERATURE, EmbedPrior, Head
 from lago_fast.priors.text_base import TextActionPrior
 from lago_fast.priors.text_embedder import TextEmbedder
-from lago_fast.priors.walkthroughs import Steps
+from lago_fast.priors.walkthroughs import Steps, numbers_of, read_steps
+from tests.algorithms.test_safe_load import little_memory, mutate
+from tests.priors.test_folder import changed_leaf, damaged
 
 STATES = (
     ["open the drawer", "push the button"],
@@ -177,6 +188,43 @@ def test_a_saved_prior_answers_alike(embedder, families, tmp_path):
     (tmp_path / "fitted" / "head.safetensors").write_bytes(b"")
     with pytest.raises(HashMismatch, match="altered"):
         EmbedPrior.load(tmp_path / "fitted", embedder)
+
+
+def test_mutated_folders_are_loaded_as_they_were_or_refused(embedder, tmp_path, request):
+    prior = fit_embed_prior(embedder, house(2), epochs=1)
+    folder = prior.save(tmp_path / "prior")
+    whole = {path: path.read_bytes() for path in folder.iterdir()}
+    rng, outcomes = random.Random(0), {"read": 0, "refused": 0}
+    with little_memory():
+        for _ in range(request.config.getoption("--mutations")):
+            damaged(folder, rng)
+            try:
+                again = EmbedPrior.load(folder, embedder)
+                outcomes["read"] += 1
+            except LagoError:
+                outcomes["refused"] += 1
+            else:
+                assert again.digest == prior.digest
+            for path, content in whole.items():
+                path.write_bytes(content)
+    assert outcomes["refused"] > outcomes["read"] > 0
+
+
+def test_mutated_walkthroughs_are_read_or_refused_by_a_typed_error(tmp_path, request):
+    rows = zip(*house(2)._replace(episode_id=[0, 1]), strict=False)
+    content = "\n".join(json.dumps(dict(zip(Steps._fields, row, strict=True)), default=int) for row in rows).encode()
+    rng, outcomes, path = random.Random(0), {"read": 0, "refused": 0}, tmp_path / "steps.jsonl"
+    with little_memory():
+        for i in range(request.config.getoption("--mutations")):
+            lines = [changed_leaf(json.loads(line), rng) for line in content.splitlines()]
+            strange = "\n".join(map(json.dumps, lines)).encode()
+            path.write_bytes(strange if i % 2 else mutate(content, rng))
+            try:
+                numbers_of(read_steps(path))
+                outcomes["read"] += 1
+            except LagoError:
+                outcomes["refused"] += 1
+    assert min(outcomes.values()) > 0
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
