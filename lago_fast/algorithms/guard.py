@@ -25,6 +25,7 @@ from lago_fast.errors import UnsupportedArgument
 
 ROWS_OF_GROUP = 256  # of a rollout, that an instruction must have on average to be a group of its own
 FULL = 0.999  # weight that counts as 1: rounding may keep it below
+WITHIN = 0.9  # share of the states of the prior's episodes that are trusted fully
 LOGGED_GROUPS = 16  # more are not logged one by one
 
 State = dict[str, list[float]]
@@ -173,10 +174,11 @@ class Guard:
         count = len(self.names)
         self.weights, self.counted = [settings.least] * count, [0.0] * count  # the latter 1 where it once did fully
         self.prior, self.policy = Returns(count), Returns(count, settings.window)
+        self.reach = [1.0] * count  # squared distance up to which the prior is trusted, in units of its own trust's
         self.prior_steps = 0  # env steps that the prior's episodes took
         self.heard = False  # whether the prior has played all that it is to be judged by
         if state is not None and len(state["weights"]) == count:
-            self.weights, self.counted = list(state["weights"]), list(state["counted"])
+            self.weights, self.counted, self.reach = (list(state[name]) for name in ("weights", "counted", "reach"))
             self.prior_steps, self.heard = int(state["prior_steps"][0]), bool(state["heard"][0])
             for name, kept in (("prior", self.prior), ("policy", self.policy)):
                 for column in ("count", "mean", "variance"):
@@ -185,7 +187,7 @@ class Guard:
     @property
     def state(self) -> State:
         """Return all that it has learnt, as plain numbers."""
-        kept = {"weights": list(self.weights), "counted": list(self.counted)}
+        kept = {"weights": list(self.weights), "counted": list(self.counted), "reach": list(self.reach)}
         kept["prior_steps"], kept["heard"] = [float(self.prior_steps)], [float(self.heard)]
         for name, returns in (("prior", self.prior), ("policy", self.policy)):
             for column in ("count", "mean", "variance"):
@@ -266,6 +268,25 @@ class Guard:
             )
         return valid
 
+    def learn_reach(self, trust: Tensor, instruction_id: Tensor, valid: Tensor) -> None:
+        """Trust the prior in states like those of its own episodes, by whose returns it is judged.
+
+        Args:
+            trust: [T, N], the prior's own, in the steps of its episodes.
+            instruction_id, valid: of these steps, [T, N].
+        """
+        group = self.rows_of(range(len(self.names)), instruction_id)
+        for g in range(len(self.names)):
+            squared = squared_distance(trust[valid & (group == g)])
+            squared = squared[squared.isfinite()]
+            if len(squared):
+                self.reach[g] = max(1.0, squared.quantile(WITHIN).item())
+
+    def trust_in(self, trust: Tensor, instruction_id: Tensor) -> Tensor:
+        """Return the prior's trust [T, N] as if its distances were measured from what its own episodes reach."""
+        squared = squared_distance(trust) / self.rows_of(self.reach, instruction_id)
+        return ((1 - squared) / 2).exp().clamp(max=1)
+
     def rows_of(self, weights: Sequence[float], instruction_id: Tensor) -> Tensor:
         """Return each row's weight [T, N], given those of the groups and the rows' instructions [T, N]."""
         of_group = torch.tensor(weights, dtype=torch.float32, device=instruction_id.device)
@@ -300,7 +321,10 @@ class Guard:
             self.weights[g] = min(1.0, max(least, self.weights[g] * math.exp(min(change, -math.log(s.least)))))
             self.counted[g] = max(self.counted[g], float(self.weights[g] >= FULL))
         rows = self.rows_of(self.weights, buffer.instruction_id)
-        buffer.kl_weight = rows if buffer.trust is None else rows * buffer.trust
+        if buffer.trust is not None:
+            buffer.trust = self.trust_in(buffer.trust, buffer.instruction_id)
+            rows = rows * buffer.trust
+        buffer.kl_weight = rows
         self._record(logger, buffer)
         return self.state
 
@@ -317,6 +341,11 @@ class Guard:
             for g, name in enumerate(self.names):
                 logger.record(f"prior/guard_weight_{name}", self.weights[g])
                 logger.record(f"prior/guard_advantage_{name}", self.advantage_of_prior(g))
+
+
+def squared_distance(trust: Tensor) -> Tensor:
+    """Return the squared distance of which a trust tells, exp((1 - d^2) / 2); of a trust of 1 the largest such, 1."""
+    return 1 - 2 * trust.log()
 
 
 def settled(settings: GuardSettings, groups: int) -> State:

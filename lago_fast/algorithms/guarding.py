@@ -58,12 +58,12 @@ class GuardedPPO(KeptPPO):
         """
         assert self.env is not None
         self._start_envs_anew()
-        said: list[tuple[Any, np.ndarray, tuple[Tensor, ...]]] = []
+        said: list[tuple[Any, np.ndarray, tuple[Tensor, ...], Tensor | None]] = []
 
         def act(observations: Any, instruction_id: np.ndarray) -> np.ndarray:
-            seen, outputs = self._ask_prior(observations, instruction_id)
+            seen, outputs, trust = self._ask_prior(observations, instruction_id)
             check_answers(seen, outputs, len(said))
-            said.append((observations, instruction_id, outputs))
+            said.append((observations, instruction_id, outputs, trust))
             return self._drawn(outputs)
 
         before = guard.prior_steps
@@ -72,13 +72,19 @@ class GuardedPPO(KeptPPO):
         finally:
             self.num_timesteps += guard.prior_steps - before
         self._start_envs_anew()
+        if not said:
+            return
+        ids = torch.from_numpy(np.stack([instruction_id for _, instruction_id, *_ in said])).to(self.device)
+        of_prior = torch.from_numpy(np.stack(valid)).to(self.device)
+        trust = [told for *_, told in said if told is not None]
+        if trust:
+            guard.learn_reach(torch.stack(trust), ids, of_prior)
         if not guard.settings.imitate:
             return
         played = self._new_buffer(len(said))
-        for t, (observations, instruction_id, outputs) in enumerate(said):
+        played.instruction_id, played.valid = ids, of_prior
+        for t, (observations, _, outputs, _) in enumerate(said):
             played.store_observation(t, observations)
-            played.instruction_id[t] = torch.from_numpy(instruction_id)
-            played.valid[t] = torch.from_numpy(valid[t])
             for column, output in zip(played.prior_outputs, outputs, strict=True):
                 column[t] = output
         played.valid &= guard.rows_to_imitate(played.instruction_id)
@@ -104,14 +110,17 @@ class GuardedPPO(KeptPPO):
         self.envs_anew_at = self.num_timesteps
 
     @torch.no_grad()
-    def _ask_prior(self, observations: Any, instruction_id: np.ndarray) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return observations as tensors, and what the prior says of them, as the head reads it."""
+    def _ask_prior(
+        self, observations: Any, instruction_id: np.ndarray
+    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
+        """Return observations as tensors, what the prior says of them as the head reads it, and its trust [N]."""
         assert self.prior is not None
         assert not isinstance(self._head, PolicysOwnHead)
         seen = self._buffer.as_tensors(observations)
         assert isinstance(seen, Tensor)
         ids = self._prior_ids[torch.from_numpy(instruction_id).to(self.device)]
-        return seen, self._head.prior_outputs(self.prior.query(seen.flatten(1)[:, : self.prior.state_dim], ids))
+        answer = self.prior.query(seen.flatten(1)[:, : self.prior.state_dim], ids)
+        return seen, self._head.prior_outputs(answer), answer.trust
 
     def _drawn(self, outputs: tuple[Tensor, ...]) -> np.ndarray:
         """Return actions drawn from a prior's answers, as the env takes them."""

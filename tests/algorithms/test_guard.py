@@ -349,6 +349,44 @@ def test_a_weight_of_nothing_is_no_prior_and_the_priors_trust_multiplies_it():
     assert not model.rollout_buffer.kl_weight.any()
 
 
+def test_trust_is_measured_from_what_the_priors_own_episodes_reach():
+    guard = Guard(FEW, ["a", "b", "c"], None)
+    # squared distances 1 to 10 in the first group, of which 9.1 are nine tenths; only near ones in the second
+    squared = torch.arange(1.0, 11.0)
+    trust = torch.stack([((1 - squared) / 2).exp(), torch.ones(10), torch.zeros(10)], dim=1)
+    ids = torch.tensor([0, 1, 2]).expand(10, 3)
+    guard.learn_reach(trust, ids, torch.ones(10, 3, dtype=torch.bool))
+    assert guard.reach == pytest.approx([9.1, 1.0, 1.0])
+    asked = torch.tensor([[1.0, ((1 - 9.1) / 2), ((1 - 18.2) / 2)]]).exp().clamp(max=1)
+    found = guard.trust_in(asked, torch.zeros(1, 3, dtype=torch.int64))
+    torch.testing.assert_close(found, torch.tensor([[1.0, 1.0, math.exp(-0.5)]]))
+    assert torch.equal(guard.trust_in(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64)), torch.zeros(1, 1))
+    unseen = torch.tensor([[0.5]])
+    torch.testing.assert_close(guard.trust_in(unseen, torch.tensor([[1]])), unseen)
+    again = Guard(FEW, ["a", "b", "c"], None, guard.state)
+    assert again.reach == guard.reach
+
+
+def test_rows_that_did_not_happen_tell_nothing_of_the_reach():
+    guard = Guard(FEW, ["a"], np.zeros(2, dtype=np.int64))
+    trust, ids = torch.tensor([[0.1, 1.0]]), torch.zeros(1, 2, dtype=torch.int64)
+    guard.learn_reach(trust, ids, torch.tensor([[False, True]]))
+    assert guard.reach == [1.0]
+
+
+def test_a_prior_is_trusted_where_its_own_episodes_lead():
+    class Doubtful(ScriptedPrior):
+        def query(self, state, instruction_id):
+            return super().query(state, instruction_id)._replace(trust=torch.full((len(state),), 0.3))
+
+    model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=Doubtful(), kl_coef=0.5, guard=FEW)
+    model.set_logger(configure(None, []))
+    model.learn(1024, log_interval=1000)
+    assert model.guard_state["reach"] == pytest.approx([1 - 2 * math.log(0.3)])
+    assert model.logger.name_to_value["prior/trust"] == pytest.approx(1.0)
+    assert model.logger.name_to_value["prior/guard_weight"] == pytest.approx(model.guard_state["weights"][0])
+
+
 def test_without_a_guard_no_row_is_weighed():
     model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=ScriptedPrior(), guard=False)
     model.learn(256)
