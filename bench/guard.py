@@ -14,7 +14,7 @@ The protocol, fixed before the first run:
 - Priors: multilayer perceptrons. "good": fitted to episodes of the scripted expert; "few": to a random hundredth of
   their rows; "other_task": to as many episodes of another task, on CLEVR-Robot: taking each wording for that of another
   goal; "uniform": no action is liked more than another; "adversarial": the good one's mean negated, on CLEVR-Robot its
-  actions shuffled.
+  actions shuffled. Each says how far it is to be trusted, by the demonstrations that it was fitted to.
 - Success: EPISODES episodes after the training, any step of the episode; on CLEVR-Robot actions are drawn, as its
   preset has it.
 - Criteria: with the guard and each bad prior, the mean difference to PPO is at least -5 points, its 90 % interval (t,

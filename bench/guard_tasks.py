@@ -21,12 +21,14 @@ from lago_fast.envs.metaworld_tasks import task_phrasings
 from lago_fast.envs.suites import suite_named
 from lago_fast.presets import CLEVR, EnvSettings, TrainSettings
 from lago_fast.priors.base import Kind, PriorOutput
+from lago_fast.priors.trust import Demonstrated, remember
 
 PRIORS = ("good", "few", "other_task", "uniform", "adversarial")
 KL = {"kl_coef": 0.3, "kl_coef_end": 0.01, "kl_coef_until": 0.5}
 STD, FLAT_STD = 0.2, 10.0  # of Gaussian priors; the latter in a box of half width 1
 DEMO_SEED, FIT_SEED, FIT_STEPS, FIT_RATE = 2_000, 0, 1_500, 2e-3
 FEW = 100  # "few" has one row in so many
+TRUST_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,16 @@ class MLPPrior:
         order: [action_dim], which of the outputs stands for an action; shuffled it is adversarial.
         sign: of the mean; -1 is adversarial.
         flat: answer so that no action is liked more than another.
+
+    Attributes:
+        demonstrated: what its trust is reckoned by, in the space of the last hidden layer.
     """
+
+    demonstrated: Demonstrated | None = None
 
     def __init__(
         self,
-        net: nn.Module,
+        net: nn.Sequential,
         shift: Tensor,
         scale: Tensor,
         instructions: list[str],
@@ -100,11 +107,14 @@ class MLPPrior:
 
     @torch.no_grad()
     def query(self, state: Tensor, instruction_id: Tensor) -> PriorOutput:
-        out = self.net(torch.cat([(state - self.shift) / self.scale, self.words[instruction_id]], dim=1))
+        latent = self.net[:-1](torch.cat([(state - self.shift) / self.scale, self.words[instruction_id]], dim=1))
+        out, trust = self.net[-1](latent), None if self.demonstrated is None else self.demonstrated(latent)
         if self.kind == "categorical":
-            return PriorOutput(log_probs=(0 * out if self.flat else out[:, self.order]).log_softmax(dim=1))
+            log_probs = (0 * out if self.flat else out[:, self.order]).log_softmax(dim=1)
+            return PriorOutput(log_probs=log_probs, latent=latent, trust=trust)
         mean = self.sign * out.clamp(-1, 1)
-        return PriorOutput(mean=mean, log_std=torch.full_like(mean, math.log(FLAT_STD if self.flat else STD)))
+        log_std = torch.full_like(mean, math.log(FLAT_STD if self.flat else STD))
+        return PriorOutput(mean=mean, log_std=log_std, latent=latent, trust=trust)
 
     def instruction_table(self) -> Tensor:
         return torch.ones(len(self.instructions), 1)
@@ -157,27 +167,30 @@ def make_prior(kind: str, name: str, folder: Path) -> MLPPrior:
     demos = load_demos(folder / f"demos_{about.other if kind == 'other_task' and about.other else own}")
     texts, words = goal_numbers(name)
     row = {text: i for i, text in enumerate(texts)}
-    seen = words[[row.get(text, 0) for text in demos.instructions]][torch.from_numpy(demos.instruction_id)]
+    ids = torch.tensor([row.get(text, 0) for text in demos.instructions])[torch.from_numpy(demos.instruction_id)]
     states, actions = torch.from_numpy(demos.states), torch.from_numpy(demos.actions)
+    episodes = torch.from_numpy(demos.episode_id)
     shift, scale = states.mean(dim=0), states.std(dim=0) + 1e-2
     torch.manual_seed(FIT_SEED)
     shuffled = torch.randperm(suite.action_dim, generator=torch.Generator().manual_seed(FIT_SEED))
     order = shuffled if kind == "adversarial" else torch.arange(suite.action_dim)
     if kind == "few":
         kept = torch.randperm(len(states))[: len(states) // FEW]
-        states, seen, actions = states[kept], seen[kept], actions[kept]
+        states, ids, actions, episodes = states[kept], ids[kept], actions[kept], episodes[kept]
     width = len(shift) + words.shape[1]
     net = nn.Sequential(
         nn.Linear(width, 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, suite.action_dim)
     )
-    _fit(net, torch.cat([(states - shift) / scale, seen], dim=1), actions)
+    _fit(net, torch.cat([(states - shift) / scale, words[ids]], dim=1), actions)
     if kind == "other_task" and not about.other:
         # of each wording it believes that it names the goal of another
         words = words[torch.randperm(len(words))]
-    return MLPPrior(
+    prior = MLPPrior(
         net.requires_grad_(False), shift, scale, texts, words, suite.kind, suite.action_dim, order,
         sign=-1.0 if kind == "adversarial" else 1.0, flat=kind == "uniform",
     )  # fmt: skip
+    prior.demonstrated = remember(prior, states, ids, episodes, TRUST_ROWS)
+    return prior
 
 
 def _fit(net: nn.Module, inputs: Tensor, actions: Tensor) -> None:

@@ -25,16 +25,11 @@ from torch import Tensor, nn
 from lago_fast.errors import DemonstrationError, PriorMismatch, UnsupportedArgument
 from lago_fast.priors import folder as folders
 from lago_fast.priors import student_state
-from lago_fast.priors.base import (
-    PriorOutput,
-    check_frozen,
-    check_query,
-    prior_kl,
-)
+from lago_fast.priors.base import PriorOutput, check_frozen, check_query, prior_kl
 from lago_fast.priors.chunks import answer_in_chunks
 from lago_fast.priors.latent_action import LatentActionPrior
 from lago_fast.priors.memory import Memory, pick_rows
-from lago_fast.priors.student import Student, StudentConfig, distillation_kl
+from lago_fast.priors.student import Student, StudentConfig, trust_error
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +57,9 @@ class AmortisedPrior(nn.Module):
         self.exact, self.config = exact, config or StudentConfig()
         self.kind, self.state_dim, self.action_dim = exact.kind, exact.state_dim, exact.action_dim
         c, latent = self.config, exact.instruction_table().shape[1]
-        self.student = Student(self.kind, self.state_dim, self.action_dim, latent, c)
+        self.student = Student(
+            self.kind, self.state_dim, self.action_dim, latent, c, trusts=exact.demonstrated is not None
+        )
         self.student.requires_grad_(False).to(self.device)
         self.heldout_kl_nats = math.nan
         self.metrics: dict[str, Any] = {}
@@ -104,7 +101,7 @@ class AmortisedPrior(nn.Module):
         """Return what happened since the last call.
 
         How many rows were put to the exact prior, the share of all rows that it answered in the student's place,
-        how often the student learnt, and when an audit was due its mean KL.
+        how often the student learnt, and when an audit was due its mean KL and how far off the student's trust was.
         """
         log, self._log = self._log, dict.fromkeys(self._log, 0.0)
         found = {
@@ -114,6 +111,8 @@ class AmortisedPrior(nn.Module):
         }
         if log["rows"]:
             found["prior/audit_kl_nats"] = log["kl_sum"] / log["rows"]
+            if self.student.trust is not None:
+                found["prior/audit_trust_error"] = log["trust_error_sum"] / log["rows"]
         return found
 
     # answering
@@ -229,13 +228,18 @@ class AmortisedPrior(nn.Module):
             self.taught.add(part, taught_ids, self.exact.query(part, taught_ids))
         if self.taught.answer.log_std is not None:
             self.student.start_at(self.taught.answer.log_std.mean(0))
+        if self.student.trust is not None:
+            with torch.no_grad():
+                seen = self.student.seen(self.exact.normalise(taught), self.exact.table, taught_ids)
+            self.student.trust.start_at(seen)
         self._learn(epochs, lr, progress)
         self._forget_audits()
         with torch.no_grad():
-            exact = self.exact.query(state[out], ids[out])
-            self.heldout_kl_nats = float(prior_kl(self.exact.bounded(self(state[out], ids[out])), exact).mean())
+            exact, answer = self.exact.query(state[out], ids[out]), self.exact.bounded(self(state[out], ids[out]))
+            self.heldout_kl_nats = float(prior_kl(answer, exact).mean())
         self.metrics = {
             "heldout_kl_nats": self.heldout_kl_nats,
+            "heldout_trust_error": trust_error(answer, exact),
             "rows": len(state),
             "rows_heldout": int(out.sum()),
             "exact_queries": self.taught.rows + int(out.sum()),
@@ -262,14 +266,8 @@ class AmortisedPrior(nn.Module):
             self.student.requires_grad_(False)
 
     def _step(self, optimiser: torch.optim.Optimizer, state: Tensor, ids: Tensor, exact: PriorOutput) -> float:
-        loss = distillation_kl(
-            self(state, ids), exact, self.exact.action_low, self.exact.action_high, self.config.direction
-        ).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.student.parameters(), 5.0)
-        optimiser.step()
-        return float(loss.detach())
+        bounds = self.exact.action_low, self.exact.action_high
+        return self.student.step(optimiser, self(state, ids), exact, *bounds, self.config.direction)
 
     def _perturbation(self, like: Tensor) -> Tensor:
         """Return normal rows of a size [n, 1] drawn between 0 and 1: near ones and far ones are needed."""
@@ -283,7 +281,7 @@ class AmortisedPrior(nn.Module):
         self._audit_due = float(self.config.audit_batch)  # rows; the first answers are audited
         self._refresh_due = 0.0  # rows
         self._pending = Memory(self.config.audit_window)  # answered rows that wait for an audit
-        names = ("rows", "kl_sum", "exact_queries", "refits", "answered_rows", "fallback_rows")
+        names = ("rows", "kl_sum", "trust_error_sum", "exact_queries", "refits", "answered_rows", "fallback_rows")
         self._log = dict.fromkeys(names, 0.0)
 
     def _sample(self, due: float, rows: int) -> Tensor:
@@ -311,10 +309,12 @@ class AmortisedPrior(nn.Module):
                 return
             rows, row_ids, given = self._pending.take(torch.arange(self._pending.rows, device=self.device))
             self._pending = Memory(self.config.audit_window)
-            kl = float(prior_kl(given, self._ask(rows, row_ids)).mean())
+            exact = self._ask(rows, row_ids)
+            kl = float(prior_kl(given, exact).mean())
         self._move_audit(kl, len(rows))
         self._log["rows"] += len(rows)
         self._log["kl_sum"] += kl * len(rows)
+        self._log["trust_error_sum"] += (trust_error(given, exact) or 0.0) * len(rows)
 
     def _catch_up(self, state: Tensor, ids: Tensor) -> None:
         """Learn from the exact answers to a sample of rows, once enough of them are due."""

@@ -27,7 +27,7 @@ class Memory:
         """Keep rows [B, S], [B] and their answers; of more than `capacity` the last."""
         state, ids = state[-self.capacity :].clone(), ids[-self.capacity :].clone()
         kept = PriorOutput(*(None if column is None else column[-self.capacity :].clone() for column in answer))
-        kept = kept._replace(latent=None, trust=None)
+        kept = kept._replace(latent=None)
         if not self.rows:
             self.state, self.ids = _rows(self.capacity, state), _rows(self.capacity, ids)
             self.answer = PriorOutput(*(None if c is None else _rows(self.capacity, c) for c in kept))
@@ -61,7 +61,7 @@ class Memory:
         """Take back the rows that `tensors` wrote."""
         if f"{prefix}.state" not in tensors:
             return
-        answer = PriorOutput(**{n: tensors.get(f"{prefix}.{n}") for n in ("log_probs", "mean", "log_std")})
+        answer = PriorOutput(**{n: tensors.get(f"{prefix}.{n}") for n in ("log_probs", "mean", "log_std", "trust")})
         self.add(tensors[f"{prefix}.state"], tensors[f"{prefix}.ids"], answer)
 
     @property

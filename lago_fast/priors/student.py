@@ -17,6 +17,10 @@ from lago_fast.priors.folder import check_choice
 Direction = Literal["exact_student", "student_exact"]
 
 
+LARGEST_NORM = 5.0  # of the gradient of the answers' KL
+CENTRES = 256  # taught states from which the student's trust is measured
+SLACK = 1e-4  # a learnt trust is never quite 0 or 1, where it could not be learnt any more
+
 # a file that asks for more asks for the machine's memory
 MAX_WIDTH, MAX_ROWS = 2**13, 2**26
 
@@ -57,8 +61,42 @@ class StudentConfig:
             raise UnsupportedArgument(f"fallback_kl: {self.fallback_kl}; give positive nats, or None for never")
 
 
+class Nearness(nn.Module):
+    """A trust learnt from another: how near something is to centres, wherever it lies.
+
+    Args:
+        width: of what is seen.
+
+    What is far from everything that was taught is far from the centres too: a plain network could say anything there.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.place = nn.Linear(width, width, bias=False)
+        self.centres = nn.Parameter(torch.zeros(CENTRES, width))
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """Return the trust [B] in 0..1 of [B, width]: exp((1 - d^2) / 2), at a distance d from the nearest centre."""
+        placed = self.place(seen)
+        with torch.no_grad():  # gradients of all distances would take longer than all else
+            nearest = torch.cdist(placed, self.centres).argmin(dim=1)
+        squared = (placed - self.centres[nearest]).square().sum(dim=1)
+        return ((1 - squared) / 2).exp().clamp(SLACK, 1 - SLACK)
+
+    @torch.no_grad()
+    def start_at(self, seen: Tensor) -> None:
+        """Begin with centres in rows [n, width], apart from each other by the distance that is fully trusted."""
+        centres = seen[torch.linspace(0, len(seen) - 1, CENTRES).round().long().to(seen.device)]
+        apart = torch.cdist(centres, centres)
+        nearest = apart.masked_fill(apart == 0, torch.inf).amin(dim=1)
+        scale = nearest[nearest.isfinite()].median() if bool(nearest.isfinite().any()) else torch.ones(())
+        nn.init.eye_(self.place.weight)
+        self.place.weight /= scale
+        self.centres.copy_(centres / scale)
+
+
 class Student(nn.Module):
-    """An MLP on a normalised state and a projected instruction latent.
+    """An MLP on a normalised state and a projected instruction latent; a second one says how far to trust it there.
 
     Args:
         kind: what it answers with.
@@ -66,9 +104,12 @@ class Student(nn.Module):
         action_dim: D of a Gaussian, A of a categorical.
         latent_dim: Z, width of an instruction latent.
         config: widths and seed.
+        trusts: learn the exact prior's trust too, without a say in what the answers are.
     """
 
-    def __init__(self, kind: Kind, state_dim: int, action_dim: int, latent_dim: int, config: StudentConfig) -> None:
+    def __init__(
+        self, kind: Kind, state_dim: int, action_dim: int, latent_dim: int, config: StudentConfig, *, trusts: bool
+    ) -> None:
         super().__init__()
         self.kind, self.action_dim = kind, action_dim
         with torch.random.fork_rng(devices=[]):
@@ -81,19 +122,44 @@ class Student(nn.Module):
                 nn.SiLU(),
                 nn.Linear(config.hidden, action_dim * (2 if kind == "gaussian" else 1)),
             )
+            self.trust = Nearness(state_dim + config.instruction_width) if trusts else None
 
     def forward(self, normal: Tensor, table: Tensor, instruction_id: Tensor) -> PriorOutput:
         """Return the unclamped, unfloored answer for normalised states [B, S], latents [M, Z] and ids [B]."""
+        seen = self.seen(normal, table, instruction_id)
+        out, trust = self.net(seen), None if self.trust is None else self.trust(seen.detach())
+        if self.kind == "categorical":
+            return PriorOutput(log_probs=out.log_softmax(dim=-1), trust=trust)
+        mean, log_std = out.chunk(2, dim=-1)
+        return PriorOutput(mean=mean, log_std=log_std, trust=trust)
+
+    def seen(self, normal: Tensor, table: Tensor, instruction_id: Tensor) -> Tensor:
+        """Return what the networks read for the arguments of `forward`."""
         scale = table.shape[1] ** 0.5
         if len(table) > len(instruction_id):
             text = self.instruction(table[instruction_id] * scale)
         else:  # fewer rows of words than of states
             text = self.instruction(table * scale)[instruction_id]
-        out = self.net(torch.cat([normal, text], dim=-1))
-        if self.kind == "categorical":
-            return PriorOutput(log_probs=out.log_softmax(dim=-1))
-        mean, log_std = out.chunk(2, dim=-1)
-        return PriorOutput(mean=mean, log_std=log_std)
+        return torch.cat([normal, text], dim=-1)
+
+    def step(
+        self,
+        optimiser: torch.optim.Optimizer,
+        answer: PriorOutput,
+        exact: PriorOutput,
+        low: Tensor,
+        high: Tensor,
+        direction: Direction,
+    ) -> float:
+        """Take an optimiser step from its answer towards the exact one, trust and all; return their mean KL in nats."""
+        loss = distillation_kl(answer, exact, low, high, direction).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_([*self.instruction.parameters(), *self.net.parameters()], LARGEST_NORM)
+        if answer.trust is not None and exact.trust is not None:
+            nn.functional.binary_cross_entropy(answer.trust, exact.trust).backward()
+        optimiser.step()
+        return float(loss.detach())
 
     @torch.no_grad()
     def start_at(self, log_std: Tensor) -> None:
@@ -120,3 +186,10 @@ def distillation_kl(
     beyond = ((exact.mean >= high) & (student.mean > high)) | ((exact.mean <= low) & (student.mean < low))
     mean = student.mean.where(~beyond, exact.mean)
     return ops.prior_kl_gaussian(mean, student.log_std, exact.mean, exact.log_std, kl_direction=towards)
+
+
+def trust_error(student: PriorOutput, exact: PriorOutput) -> float | None:
+    """Return how far a student's trust is from the exact one on average; None where there is none."""
+    if student.trust is None or exact.trust is None:
+        return None
+    return float((student.trust - exact.trust).abs().mean())

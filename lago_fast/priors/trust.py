@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from lago_fast.priors.latent_action import LatentActionPrior
+    from lago_fast.priors.base import ActionPrior
 
 INSIDE = 0.9  # share of the demonstrated states that are fully trusted, seen from the other episodes
 MEASURED_ROWS = 4096  # demonstrated states, at most, by which the unit of distance is found
@@ -41,12 +41,12 @@ class Demonstrated(nn.Module):
 
 @torch.no_grad()
 def remember(
-    prior: "LatentActionPrior", states: Tensor, instruction_id: Tensor, episode_id: Tensor, rows: int
+    prior: "ActionPrior", states: Tensor, instruction_id: Tensor, episode_id: Tensor, rows: int
 ) -> Demonstrated | None:
     """Return latents of at most `rows` demonstrated states; None with one episode, which has none to be measured by.
 
     Args:
-        prior: frozen, fitted to them.
+        prior: frozen, fitted to them; its answers hold latents.
         states: [n, S], raw.
         instruction_id: [n] int64.
         episode_id: [n] int64.

@@ -74,12 +74,41 @@ def test_a_categorical_prior_has_students_too(encoder, choices, texts):
 
 
 def test_a_student_answers_the_same_however_many_words_it_knows():
-    student = Student("categorical", 3, 5, 8, StudentConfig(hidden=16, instruction_width=4))
+    student = Student("categorical", 3, 5, 8, StudentConfig(hidden=16, instruction_width=4), trusts=True)
     generator = torch.Generator().manual_seed(0)
     normal, table = torch.randn(6, 3, generator=generator), torch.randn(50, 8, generator=generator)
     ids = torch.tensor([0, 3, 3, 1, 2, 0])
     # 50 rows of words are more than the 6 that are asked about, 4 are fewer
-    torch.testing.assert_close(student(normal, table, ids).log_probs, student(normal, table[:4], ids).log_probs)
+    many, few = student(normal, table, ids), student(normal, table[:4], ids)
+    torch.testing.assert_close(many.log_probs, few.log_probs)
+    torch.testing.assert_close(many.trust, few.trust)
+
+
+def test_it_learns_how_far_its_teacher_is_to_be_trusted(student, clones):
+    state, ids = torch.cat([clones.states[:200], far_off(clones)[0][:200]]), clones.instruction_id[:200].repeat(2)
+    with torch.no_grad():
+        exact, answer = student.exact.query(state, ids).trust, student(state, ids).trust
+    for trust in (exact, answer):
+        assert trust[:200].mean() - trust[200:].mean() > 0.3
+    assert (answer - exact)[:200].abs().mean() < 0.05
+    assert answer[200:].max() < 0.1, "what is far from everything that was taught is not trusted"
+    assert 0 < student.metrics["heldout_trust_error"] < 0.1
+    student.config = replace(student.config, fallback_kl=None)
+    student.query(state, ids)
+    assert 0 < student.telemetry()["prior/audit_trust_error"] < 0.5
+
+
+def test_trust_has_no_say_in_the_answers(exact, taught, clones):
+    without = copy.deepcopy(exact)
+    without.demonstrated = None
+    plain = AmortisedPrior(without, SMALL)
+    plain.fit(clones.states, clones.instruction_id, episode_id=clones.episode_id, **TEACH)
+    few = clones.states[:9], clones.instruction_id[:9]
+    with torch.no_grad():
+        assert torch.equal(plain(*few).mean, taught(*few).mean)
+    assert plain.query(*few).trust is None
+    assert "prior/audit_trust_error" not in plain.telemetry()
+    assert plain.metrics["heldout_trust_error"] is None
 
 
 def test_the_other_direction_can_be_distilled(exact, clones):
@@ -110,7 +139,7 @@ def test_it_learns_from_other_rows_than_it_is_audited_on(student, clones, monkey
     log = student.telemetry()
     assert log["prior/exact_queries"] == len(learnt) + len(audited)
     assert log["prior/student_refits"] == 1
-    assert student.telemetry() == dict.fromkeys(log.keys() - {"prior/audit_kl_nats"}, 0.0)
+    assert student.telemetry() == dict.fromkeys(log.keys() - {"prior/audit_kl_nats", "prior/audit_trust_error"}, 0.0)
 
 
 def test_drift_is_seen_and_learnt_from_until_the_audit_is_low(student, clones):
