@@ -22,6 +22,7 @@ from torch import Tensor
 from lago_fast.algorithms.lanes import Episode, Lane, LaneStep, array_lane_of
 from lago_fast.buffers import RolloutBuffer
 from lago_fast.errors import UnsupportedArgument
+from lago_fast.priors.trust import squared_distance, trust_at
 
 ROWS_OF_GROUP = 256  # of a rollout, that an instruction must have on average to be a group of its own
 FULL = 0.999  # weight that counts as 1: rounding may keep it below
@@ -285,7 +286,7 @@ class Guard:
     def trust_in(self, trust: Tensor, instruction_id: Tensor) -> Tensor:
         """Return the prior's trust [T, N] as if its distances were measured from what its own episodes reach."""
         squared = squared_distance(trust) / self.rows_of(self.reach, instruction_id)
-        return ((1 - squared) / 2).exp().clamp(max=1)
+        return trust_at(squared)
 
     def rows_of(self, weights: Sequence[float], instruction_id: Tensor) -> Tensor:
         """Return each row's weight [T, N], given those of the groups and the rows' instructions [T, N]."""
@@ -341,11 +342,6 @@ class Guard:
             for g, name in enumerate(self.names):
                 logger.record(f"prior/guard_weight_{name}", self.weights[g])
                 logger.record(f"prior/guard_advantage_{name}", self.advantage_of_prior(g))
-
-
-def squared_distance(trust: Tensor) -> Tensor:
-    """Return the squared distance of which a trust tells, exp((1 - d^2) / 2); of a trust of 1 the largest such, 1."""
-    return 1 - 2 * trust.log()
 
 
 def settled(settings: GuardSettings, groups: int) -> State:

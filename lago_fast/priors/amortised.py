@@ -57,9 +57,8 @@ class AmortisedPrior(nn.Module):
         self.exact, self.config = exact, config or StudentConfig()
         self.kind, self.state_dim, self.action_dim = exact.kind, exact.state_dim, exact.action_dim
         c, latent = self.config, exact.instruction_table().shape[1]
-        self.student = Student(
-            self.kind, self.state_dim, self.action_dim, latent, c, trusts=exact.demonstrated is not None
-        )
+        sizes = self.state_dim, self.action_dim, latent
+        self.student = Student(self.kind, *sizes, c, trusts=exact.demonstrated is not None)
         self.student.requires_grad_(False).to(self.device)
         self.heldout_kl_nats = math.nan
         self.metrics: dict[str, Any] = {}
@@ -111,7 +110,7 @@ class AmortisedPrior(nn.Module):
         }
         if log["rows"]:
             found["prior/audit_kl_nats"] = log["kl_sum"] / log["rows"]
-            if self.student.trust is not None:
+            if self.student.distance is not None:
                 found["prior/audit_trust_error"] = log["trust_error_sum"] / log["rows"]
         return found
 
@@ -228,10 +227,8 @@ class AmortisedPrior(nn.Module):
             self.taught.add(part, taught_ids, self.exact.query(part, taught_ids))
         if self.taught.answer.log_std is not None:
             self.student.start_at(self.taught.answer.log_std.mean(0))
-        if self.student.trust is not None:
-            with torch.no_grad():
-                seen = self.student.seen(self.exact.normalise(taught), self.exact.table, taught_ids)
-            self.student.trust.start_at(seen)
+        if self.student.distance is not None:
+            self.student.distance.take_range(self.exact.normalise(self.taught.state))
         self._learn(epochs, lr, progress)
         self._forget_audits()
         with torch.no_grad():
@@ -266,8 +263,11 @@ class AmortisedPrior(nn.Module):
             self.student.requires_grad_(False)
 
     def _step(self, optimiser: torch.optim.Optimizer, state: Tensor, ids: Tensor, exact: PriorOutput) -> float:
-        bounds = self.exact.action_low, self.exact.action_high
-        return self.student.step(optimiser, self(state, ids), exact, *bounds, self.config.direction)
+        seen, low, high = self._seen(state, ids), self.exact.action_low, self.exact.action_high
+        return self.student.step(optimiser, seen, exact, low, high, self.config.direction)
+
+    def _seen(self, state: Tensor, ids: Tensor) -> Tensor:
+        return self.student.seen(self.exact.normalise(state), self.exact.table, ids)
 
     def _perturbation(self, like: Tensor) -> Tensor:
         """Return normal rows of a size [n, 1] drawn between 0 and 1: near ones and far ones are needed."""

@@ -13,13 +13,14 @@ from lago_fast import ops
 from lago_fast.errors import UnsupportedArgument
 from lago_fast.priors.base import Kind, PriorOutput
 from lago_fast.priors.folder import check_choice
+from lago_fast.priors.trust import squared_distance, trust_at
 
 Direction = Literal["exact_student", "student_exact"]
 
 
 LARGEST_NORM = 5.0  # of the gradient of the answers' KL
-CENTRES = 256  # taught states from which the student's trust is measured
-SLACK = 1e-4  # a learnt trust is never quite 0 or 1, where it could not be learnt any more
+DISTANCE_WIDTH = 64  # of the network that learns the exact prior's trust
+BEYOND = 10.0  # squared distance of one standard deviation beyond all taught states
 
 # a file that asks for more asks for the machine's memory
 MAX_WIDTH, MAX_ROWS = 2**13, 2**26
@@ -61,38 +62,37 @@ class StudentConfig:
             raise UnsupportedArgument(f"fallback_kl: {self.fallback_kl}; give positive nats, or None for never")
 
 
-class Nearness(nn.Module):
-    """A trust learnt from another: how near something is to centres, wherever it lies.
+class Distance(nn.Module):
+    """What a learnt trust is reckoned by: the squared distance from the demonstrations, as the exact prior has it.
 
     Args:
-        width: of what is seen.
-
-    What is far from everything that was taught is far from the centres too: a plain network could say anything there.
+        state_dim: S.
+        width: of what is seen, the normalised state first.
     """
 
-    def __init__(self, width: int) -> None:
+    lowest: Tensor
+    highest: Tensor
+
+    def __init__(self, state_dim: int, width: int) -> None:
         super().__init__()
-        self.place = nn.Linear(width, width, bias=False)
-        self.centres = nn.Parameter(torch.zeros(CENTRES, width))
+        self.net = nn.Sequential(
+            *(nn.Linear(width, DISTANCE_WIDTH), nn.SiLU(), nn.Linear(DISTANCE_WIDTH, DISTANCE_WIDTH), nn.SiLU()),
+            *(nn.Linear(DISTANCE_WIDTH, 1), nn.Softplus(), nn.Flatten(0)),
+        )
+        self.register_buffer("lowest", torch.full((state_dim,), -torch.inf))
+        self.register_buffer("highest", torch.full((state_dim,), torch.inf))
 
     def forward(self, seen: Tensor) -> Tensor:
-        """Return the trust [B] in 0..1 of [B, width]: exp((1 - d^2) / 2), at a distance d from the nearest centre."""
-        placed = self.place(seen)
-        with torch.no_grad():  # gradients of all distances would take longer than all else
-            nearest = torch.cdist(placed, self.centres).argmin(dim=1)
-        squared = (placed - self.centres[nearest]).square().sum(dim=1)
-        return ((1 - squared) / 2).exp().clamp(SLACK, 1 - SLACK)
+        """Return the squared distances [B] of [B, width]; the unit is what is fully trusted."""
+        normal = seen[:, : len(self.lowest)]
+        # a network could say anything of what is beyond all that it was taught
+        beyond = (normal - self.highest).clamp(min=0) + (self.lowest - normal).clamp(min=0)
+        return self.net(seen) + BEYOND * beyond.square().sum(dim=1)
 
-    @torch.no_grad()
-    def start_at(self, seen: Tensor) -> None:
-        """Begin with centres in rows [n, width], apart from each other by the distance that is fully trusted."""
-        centres = seen[torch.linspace(0, len(seen) - 1, CENTRES).round().long().to(seen.device)]
-        apart = torch.cdist(centres, centres)
-        nearest = apart.masked_fill(apart == 0, torch.inf).amin(dim=1)
-        scale = nearest[nearest.isfinite()].median() if bool(nearest.isfinite().any()) else torch.ones(())
-        nn.init.eye_(self.place.weight)
-        self.place.weight /= scale
-        self.centres.copy_(centres / scale)
+    def take_range(self, normal: Tensor) -> None:
+        """Note between which numbers normalised states [n, S] lie that it will be taught."""
+        self.lowest.copy_(normal.amin(dim=0))
+        self.highest.copy_(normal.amax(dim=0))
 
 
 class Student(nn.Module):
@@ -122,16 +122,21 @@ class Student(nn.Module):
                 nn.SiLU(),
                 nn.Linear(config.hidden, action_dim * (2 if kind == "gaussian" else 1)),
             )
-            self.trust = Nearness(state_dim + config.instruction_width) if trusts else None
+            self.distance = Distance(state_dim, state_dim + config.instruction_width) if trusts else None
 
     def forward(self, normal: Tensor, table: Tensor, instruction_id: Tensor) -> PriorOutput:
         """Return the unclamped, unfloored answer for normalised states [B, S], latents [M, Z] and ids [B]."""
         seen = self.seen(normal, table, instruction_id)
-        out, trust = self.net(seen), None if self.trust is None else self.trust(seen.detach())
+        trust = None if self.distance is None else trust_at(self.distance(seen))
+        return self.answer(seen)._replace(trust=trust)
+
+    def answer(self, seen: Tensor) -> PriorOutput:
+        """Return the answer alone, for what `seen` returns."""
+        out = self.net(seen)
         if self.kind == "categorical":
-            return PriorOutput(log_probs=out.log_softmax(dim=-1), trust=trust)
+            return PriorOutput(log_probs=out.log_softmax(dim=-1))
         mean, log_std = out.chunk(2, dim=-1)
-        return PriorOutput(mean=mean, log_std=log_std, trust=trust)
+        return PriorOutput(mean=mean, log_std=log_std)
 
     def seen(self, normal: Tensor, table: Tensor, instruction_id: Tensor) -> Tensor:
         """Return what the networks read for the arguments of `forward`."""
@@ -145,19 +150,22 @@ class Student(nn.Module):
     def step(
         self,
         optimiser: torch.optim.Optimizer,
-        answer: PriorOutput,
+        seen: Tensor,
         exact: PriorOutput,
         low: Tensor,
         high: Tensor,
         direction: Direction,
     ) -> float:
-        """Take an optimiser step from its answer towards the exact one, trust and all; return their mean KL in nats."""
-        loss = distillation_kl(answer, exact, low, high, direction).mean()
+        """Take an optimiser step towards the exact answer, trust and all, for what `seen` returns; return the KL.
+
+        It is the mean before the step, in nats; `low` and `high` are as `distillation_kl` has them.
+        """
+        loss = distillation_kl(self.answer(seen), exact, low, high, direction).mean()
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_([*self.instruction.parameters(), *self.net.parameters()], LARGEST_NORM)
-        if answer.trust is not None and exact.trust is not None:
-            nn.functional.binary_cross_entropy(answer.trust, exact.trust).backward()
+        if self.distance is not None and exact.trust is not None:
+            distance_loss(self.distance(seen.detach()), exact.trust).backward()
         optimiser.step()
         return float(loss.detach())
 
@@ -186,6 +194,17 @@ def distillation_kl(
     beyond = ((exact.mean >= high) & (student.mean > high)) | ((exact.mean <= low) & (student.mean < low))
     mean = student.mean.where(~beyond, exact.mean)
     return ops.prior_kl_gaussian(mean, student.log_std, exact.mean, exact.log_std, kl_direction=towards)
+
+
+def distance_loss(squared: Tensor, trust: Tensor) -> Tensor:
+    """Return how far squared distances [B] are from what an exact trust [B] means, by their logarithms.
+
+    A trust may be so small that nothing could be learnt from its own difference.
+    """
+    wanted = squared_distance(trust.clamp(min=torch.finfo(torch.float32).tiny))
+    difference = squared.log1p() - wanted.log1p()
+    # what is fully trusted may be as near as it likes
+    return difference.where(trust < 1, difference.clamp(min=0)).square().mean()
 
 
 def trust_error(student: PriorOutput, exact: PriorOutput) -> float | None:

@@ -35,8 +35,17 @@ class Demonstrated(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """Return the trust [B] in 0..1 of latents [B, Z]: 1 up to `scale`, beyond it exp((1 - (d / scale)^2) / 2)."""
-        distance = torch.cdist(latent.float(), self.latents).amin(dim=1) / self.scale
-        return ((1 - distance.square()) / 2).exp().clamp(max=1)
+        return trust_at((torch.cdist(latent.float(), self.latents).amin(dim=1) / self.scale).square())
+
+
+def trust_at(squared: Tensor) -> Tensor:
+    """Return the trust at a squared distance, in units of what is fully trusted."""
+    return ((1 - squared) / 2).exp().clamp(max=1)
+
+
+def squared_distance(trust: Tensor) -> Tensor:
+    """Return the squared distance of which a trust tells; of a trust of 1 the largest such, 1."""
+    return 1 - 2 * trust.log()
 
 
 @torch.no_grad()
