@@ -13,11 +13,13 @@ What is promised, and the test that holds it; here where no file is named, else 
     set_env                                                     test_another_env_is_taken
     set_parameters, get_parameters                              test_parameters_are_read_and_set_as_there
     predict                                                     test_predict_takes_one_observation_or_many
+      of every space                                            test_every_space.py test_models_are_read_by_both...
     reset_num_timesteps=False                                   test_learning_goes_on_where_it_stopped_or_starts_anew
     rollout_buffer.advantages, .returns                         test_every_space.py test_the_buffer_reads_as_arrays
     target_kl                                                   test_sb3_parity.py test_target_kl_stops_where_sb3_stops
     warnings                                                    test_the_warnings_are_those_of_stable_baselines3
-    models of SB3 load here, ours there                         test_a_model_of_sb3_loads_here_and_ours_there
+    models of SB3 load here, ours there                         test_every_space.py test_models_are_read_by_both...
+      guided and guarded ones too                               test_every_space.py test_a_guided_guarded_model...
     rl_zoo3                                                     test_the_zoo_trains_with_it, where it is installed
     the same weights after several iterations                   test_sb3_parity.py test_same_seed_same_training:
       (impl="reference" and "auto", kl_coef=0, DummyVecEnv)       rtol 1e-3, atol 1e-4
@@ -56,6 +58,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormali
 
 from lago_fast import FastKLPPO, make_metaworld
 from lago_fast.algorithms.stage_clock import STAGES
+from lago_fast.envs.sb3_adapter import SB3VecEnv
+from tests.algorithms.array_points import ArrayPoints
 
 OURS = {
     "prior",
@@ -102,18 +106,6 @@ def test_one_changed_import_trains_on_metaworld_with_callbacks(tmp_path):
     evaluation.close()
 
 
-def test_a_model_of_sb3_loads_here_and_ours_there(tmp_path):
-    env = make_vec_env("CartPole-v1", n_envs=1)
-    observation = env.reset()
-    for writer, reader in ((PPO, FastKLPPO), (FastKLPPO, PPO)):
-        model = writer("MlpPolicy", env, n_steps=16, batch_size=16, device="cpu", seed=0).learn(16)
-        model.save(tmp_path / "model.zip")
-        loaded = reader.load(tmp_path / "model.zip", env=env, device="cpu")
-        np.testing.assert_array_equal(
-            loaded.predict(observation, deterministic=True)[0], model.predict(observation, deterministic=True)[0]
-        )
-
-
 def small_model(**options):
     env = make_vec_env("CartPole-v1", n_envs=2, seed=0)
     return FastKLPPO("MlpPolicy", env, n_steps=16, batch_size=16, n_epochs=1, device="cpu", seed=0, **options)
@@ -143,12 +135,18 @@ def test_every_log_format_gets_sb3s_keys(tmp_path):
     assert records[FastKLPPO] - records[PPO] <= {f"time/{stage}_s" for stage in STAGES}
 
 
-def test_parameters_are_read_and_set_as_there():
+def test_parameters_are_read_and_set_as_there(tmp_path):
     first, second = small_model(), small_model()
     first.learn(64)
     assert set(first.get_parameters()) == {"policy", "policy.optimizer"}
     second.set_parameters(copy.deepcopy(first.get_parameters()))  # which are tensors, not copies
+    first.save(tmp_path / "model.zip")
+    third = small_model()
+    third.set_parameters(str(tmp_path / "model.zip"))
     observation = first.get_env().reset()
+    np.testing.assert_array_equal(
+        third.predict(observation, deterministic=True)[0], first.predict(observation, deterministic=True)[0]
+    )
     np.testing.assert_array_equal(
         second.predict(observation, deterministic=True)[0], first.predict(observation, deterministic=True)[0]
     )
@@ -266,6 +264,30 @@ def test_self_locals_are_those_of_stable_baselines3(env_id):
         assert ours["n_steps"] == theirs["n_steps"]
 
 
+def test_self_locals_are_there_on_the_array_lane():
+    seen = []
+
+    def record(variables, _):
+        seen.append({name: variables[name] for name in LOCALS_OF_A_STEP})
+        return True
+
+    env = SB3VecEnv(ArrayPoints(4))
+    model = FastKLPPO("MlpPolicy", env, n_steps=16, batch_size=16, device="cpu", seed=0).learn(128, callback=record)
+    assert len(seen) >= 32
+    for step in seen:
+        assert step["self"] is model
+        assert step["env"] is env
+        assert len(step["infos"]) == 4
+        assert np.shape(step["rewards"]) == np.shape(step["dones"]) == np.shape(step["log_probs"]) == (4,)
+        assert np.shape(step["new_obs"]) == np.shape(step["obs_tensor"]) == (4, *env.observation_space.shape)
+        assert np.shape(step["actions"]) == np.shape(step["clipped_actions"]) == (4, *env.action_space.shape)
+        for done, info in zip(step["dones"], step["infos"], strict=True):
+            assert ("episode" in info) == ("terminal_observation" in info) == done
+    ended = [info for step in seen for info in step["infos"] if "episode" in info]
+    assert [info["episode"]["r"] for info in ended] == [episode["r"] for episode in model.ep_info_buffer]
+    assert len(ended) > 0
+
+
 def test_every_callback_class_does_what_it_does_there(tmp_path):
     calls = {}
     for algorithm in (PPO, FastKLPPO):
@@ -335,6 +357,18 @@ def test_the_warnings_are_those_of_stable_baselines3(case):
     theirs, ours = (warnings_of(lambda algorithm=algorithm: act(algorithm)) for algorithm in (PPO, FastKLPPO))
     assert ours == theirs
     assert theirs
+
+
+def test_a_small_network_on_a_gpu_is_warned_of_as_there():
+    def act(algorithm):
+        model = algorithm("MlpPolicy", make_vec_env("CartPole-v1", n_envs=2), n_steps=16, batch_size=16, device="cpu")
+        model.device = torch.device("cuda")  # which is all that is looked at
+        model._maybe_recommend_cpu()
+
+    theirs, ours = (warnings_of(lambda algorithm=algorithm: act(algorithm)) for algorithm in (PPO, FastKLPPO))
+    assert theirs
+    assert "primarily intended to run on the CPU" in ours[0]
+    assert len(ours) == len(theirs)
 
 
 def test_the_zoo_trains_with_it(tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ Test: pytest tests/algorithms/test_lanes.py
 """
 
 import time
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 from gymnasium import spaces
@@ -31,7 +32,40 @@ class LaneStep(NamedTuple):
     replaced: np.ndarray  # [k] env indices whose true last observation stands in `last_observation`
     last_observation: Any  # [k, ...], or a dictionary of such
     episodes: list[Episode]  # that ended with this step
-    infos: list[dict[str, Any]]  # Stable-Baselines3's; empty on the array lane
+    infos: Sequence[dict[str, Any]]  # Stable-Baselines3's
+
+
+class ArrayInfos(Sequence[dict[str, Any]]):
+    """What Stable-Baselines3's infos would say of a step of the array lane; each is made when it is asked for.
+
+    Args:
+        step: of the array lane.
+        episodes: that ended with it.
+        started: when the lane began, by `time.perf_counter`.
+    """
+
+    def __init__(self, step: Any, episodes: list[Episode], started: float) -> None:
+        self._step, self._episodes, self._started = step, episodes, started
+
+    def __len__(self) -> int:
+        return len(self._step.reward)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        step, i = self._step, range(len(self))[index]
+        info: dict[str, Any] = {"success": bool(step.success[i]), "instruction_id": int(step.instruction_id[i])}
+        info["TimeLimit.truncated"] = bool(step.truncated[i])
+        for episode in self._episodes:
+            if episode.env == i:
+                about = {"r": episode.total_reward, "l": episode.length, "t": time.perf_counter() - self._started}
+                info |= {"episode": about, "is_success": bool(episode.success)}
+                info["terminal_observation"] = step.observation[i].copy()
+        return info
 
 
 class Lane(Protocol):
@@ -55,6 +89,7 @@ class ArrayLane:
         self._length = np.zeros(env.num_envs, dtype=np.int64)
         self._success = np.zeros(env.num_envs, dtype=bool)
         self._none = np.zeros(0, dtype=np.int64)
+        self._started = time.perf_counter()
 
     def begin(self) -> np.ndarray:
         self._total[:], self._length[:], self._success[:] = 0, 0, False
@@ -84,7 +119,7 @@ class ArrayLane:
             self._none,
             step.observation[:0],
             episodes,
-            [],
+            ArrayInfos(step, episodes, self._started),
         )
 
 

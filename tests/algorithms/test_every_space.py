@@ -112,6 +112,44 @@ def test_same_seed_same_training(case):
     assert_same(weights_after(FastKLPPO, make(), policy, **options), weights_after(PPO, make(), policy, **options))
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_models_are_read_by_both_and_predict_one_observation_or_many(case, tmp_path):
+    observation_space, action_space, policy, options = CASES[case]
+    trusted = {} if case not in ("own extractor", "extractors apart", "own policy class") else {"trust_pickle": True}
+    env = make_vec_env(lambda: Noise(observation_space, action_space), n_envs=2, seed=0)
+    env.seed(3)
+    many = env.reset()
+    one = {key: value[0] for key, value in many.items()} if isinstance(many, dict) else many[0]
+    for writer, reader in ((PPO, FastKLPPO), (FastKLPPO, PPO)):
+        model = writer(policy, env, **{**OPTIONS, **options}).learn(64)
+        model.save(tmp_path / "model.zip")
+        loaded = reader.load(tmp_path / "model.zip", env=env, device="cpu", **(trusted if reader is FastKLPPO else {}))
+        for seen in (many, one):
+            actions, state = loaded.predict(seen, deterministic=True)
+            # of a network that is computed natively here the last bit may differ
+            np.testing.assert_allclose(actions, model.predict(seen, deterministic=True)[0], rtol=1e-5, atol=1e-6)
+            assert state is None
+            assert actions.shape == ((2,) if seen is many else ()) + action_space.shape
+        drawn = loaded.predict(many)[0]
+        assert all(action_space.contains(action) for action in drawn)
+        loaded.learn(64, reset_num_timesteps=False)
+
+
+def test_a_guided_guarded_model_is_read_by_stable_baselines_without_its_prior(tmp_path):
+    env = make_vec_env(PointEnv, 4)
+    model = FastKLPPO("MlpPolicy", env, **OPTIONS, prior=ScriptedPrior(), kl_coef=0.5, guard=True).learn(512)
+    model.save(tmp_path / "model.zip")
+    loaded = PPO.load(tmp_path / "model.zip", env=env, device="cpu")
+    observation = env.reset()
+    np.testing.assert_allclose(
+        loaded.predict(observation, deterministic=True)[0],
+        model.predict(observation, deterministic=True)[0],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    assert loaded.learn(256, reset_num_timesteps=False).num_timesteps == model.num_timesteps + 256
+
+
 WRAPPERS = {
     "VecNormalize": VecNormalize,
     "VecFrameStack": lambda env: VecFrameStack(env, 2),

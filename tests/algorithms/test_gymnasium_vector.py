@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -113,3 +114,24 @@ def test_gymnasiums_default_trains_and_a_wrapper_before_it_is_refused():
     wrapped = VecNormalize(GymnasiumVecEnv(gym.make_vec("CartPole-v1", 3, vectorization_mode="sync")))
     with pytest.raises(errors.UnsupportedArgument, match="SAME_STEP"):
         FastKLPPO("MlpPolicy", wrapped, **OPTIONS).learn(96)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_observations_in_dictionaries_are_taken(mode):
+    # the channel first, or last: then Stable-Baselines3 puts a wrapper before the env, that moves it
+    shape = (1, 36, 36) if mode is AutoresetMode.NEXT_STEP else (36, 36, 1)
+    space = gym.spaces.Dict({"image": gym.spaces.Box(0, 255, shape, np.uint8), "step": Counter.observation_space})
+
+    class Shown(gym.ObservationWrapper):
+        observation_space = space
+
+        def observation(self, observation):
+            return {"image": np.full(shape, int(observation[0]), np.uint8), "step": observation}
+
+    env = make(mode, env=lambda: Shown(Counter()))
+    model = FastKLPPO("MultiInputPolicy", env, **OPTIONS).learn(64)
+    shown = model.rollout_buffer.observations
+    valid = model.rollout_buffer.valid
+    assert set(shown) == {"image", "step"}
+    assert torch.equal(shown["image"].flatten(2)[..., 0][valid].float(), shown["step"][..., 0][valid])
+    assert model.predict(env.reset()[0])[0].shape == (2,)
