@@ -33,7 +33,7 @@ from lago_fast.algorithms.refusals import check_guidance, check_values
 from lago_fast.algorithms.stage_clock import StageClock
 from lago_fast.algorithms.text_policy import attach_encoder
 from lago_fast.algorithms.update_log import record_update
-from lago_fast.algorithms.workers import STEP_TIMEOUT_S, watch
+from lago_fast.algorithms.workers import STEP_TIMEOUT_S, watch, watch_evaluations
 from lago_fast.buffers import RolloutBuffer
 from lago_fast.errors import NonFiniteLoss, PriorMismatch, UnsupportedArgument
 from lago_fast.priors.base import ActionPrior
@@ -68,7 +68,8 @@ class FastKLPPO(CollectingPPO):
         on_nan: NaN or infinity in observations, rewards, the prior, losses or gradients: "raise" an error that names
             env and step, or "skip" the iteration with a warning. Either way the rows are saved beside the log, and
             policy and optimiser are what they were before the iteration.
-        step_timeout_s: longest wait for an env in a process of its own; None: forever.
+        step_timeout_s: longest wait for a step or a reset of envs in processes of their own, and of envs in this one
+            where Python runs them, in the main thread and without alarms of its own; None: forever.
         overlap: "update" collects the next rollout while the policy is updated, so that it is learnt from one update
             late (`algorithms.overlapping` says what callbacks see); needs an env with an array lane and no gSDE.
 
@@ -255,6 +256,7 @@ class FastKLPPO(CollectingPPO):
         assert self.env is not None
         watch(self.env, self.step_timeout_s)
         result = super()._setup_learn(*args, **kwargs)
+        watch_evaluations(result[1], self.step_timeout_s)
         if fresh_env:
             self._take_lane()
         if reset_num_timesteps:

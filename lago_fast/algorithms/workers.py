@@ -2,15 +2,20 @@
 
 Vector envs with a process per env talk through pipes (Stable-Baselines3's SubprocVecEnv, gymnasium's AsyncVectorEnv);
 the trainer's end of each pipe is replaced by one that waits for so long and knows its env. Where envs run in the
-trainer's own process, one that raises is named by a note on its exception; one that hangs there cannot be ended.
+trainer's own process, one that raises is named by a note on its exception, and one that hangs is ended by an alarm: in
+the main thread, as long as the program has no alarms of its own, and unless it hangs within native code.
 Test: pytest tests/algorithms/test_workers.py
 """
 
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from lago_fast.errors import EnvironmentFailed, UnsupportedArgument
@@ -18,6 +23,7 @@ from lago_fast.errors import EnvironmentFailed, UnsupportedArgument
 STEP_TIMEOUT_S = 600.0  # no env of ours takes minutes for a step; one that loads a large scene at reset may
 PIPES = ((SubprocVecEnv, "remotes"), (AsyncVectorEnv, "parent_pipes"))  # where each keeps the trainer's ends
 LOOPS = ((DummyVecEnv, "env_idx"), (SyncVectorEnv, "i"))  # the name by which each counts its envs
+CALLS = ("step_wait", "step", "reset")  # that loop over them
 
 
 class WatchedPipe:
@@ -69,8 +75,41 @@ class WatchedPipe:
         )
 
 
+class WatchedCall:
+    """A method of a vector env whose envs run in this process.
+
+    Args:
+        call: the method.
+        timeout_s: after which an alarm ends it.
+    """
+
+    def __init__(self, call: Callable[..., Any], timeout_s: float) -> None:
+        self.call, self.timeout_s = call, timeout_s
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the method returns, or raise EnvironmentFailed when it takes longer."""
+        in_main = threading.current_thread() is threading.main_thread()
+        if not in_main or signal.getsignal(signal.SIGALRM) is not signal.SIG_DFL:
+            return self.call(*args, **kwargs)
+        signal.signal(signal.SIGALRM, self._end)
+        signal.setitimer(signal.ITIMER_REAL, self.timeout_s)
+        try:
+            return self.call(*args, **kwargs)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        del number
+        found = _looped_over(_frames_above(frame))[:1]
+        raise EnvironmentFailed(
+            f"env: {f'env {found[0]}' if found else 'it'} has not answered for {self.timeout_s:g} s and was ended; "
+            "mend the env, or allow more with step_timeout_s"
+        )
+
+
 def watch(env: VecEnv, timeout_s: float | None) -> None:
-    """Give every pipe of a vector env a longest wait; envs without pipes are left as they are.
+    """Give every pipe of a vector env a longest wait, and every step and reset of one without pipes.
 
     Raises:
         UnsupportedArgument: the time is not above 0.
@@ -80,15 +119,26 @@ def watch(env: VecEnv, timeout_s: float | None) -> None:
     inner: Any = innermost(env)
     name = _of_kind(inner, PIPES)
     if name is None:
+        _watch_calls(inner, timeout_s)
         return
     pipes = [pipe.pipe if isinstance(pipe, WatchedPipe) else pipe for pipe in getattr(inner, name)]
     watched = zip(pipes, inner.processes, range(len(pipes)), strict=True)
     setattr(inner, name, [None if p is None else WatchedPipe(p, process, i, timeout_s) for p, process, i in watched])
 
 
+def watch_evaluations(callback: BaseCallback, timeout_s: float | None) -> None:
+    """Do as `watch` with the env of every callback that has one to evaluate in, `EvalCallback`'s."""
+    for inner in (*getattr(callback, "callbacks", ()), getattr(callback, "callback", None)):
+        if isinstance(inner, BaseCallback):
+            watch_evaluations(inner, timeout_s)
+    env = getattr(callback, "eval_env", None)
+    if isinstance(env, VecEnv):
+        watch(env, timeout_s)
+
+
 def name_env(error: Exception, env: VecEnv, step: int, iteration: int) -> None:
     """Add a note to an exception that says which env raised it, at which step [0..n_steps) of which iteration."""
-    failed = _failed_pipes(innermost(env)) or _looped_over(error.__traceback__)
+    failed = _failed_pipes(innermost(env)) or _looped_over(_frames_of(error.__traceback__))[-1:]
     who = f"by env {failed[0]} " if failed else ""
     error.add_note(f"raised {who}at step {step} of iteration {iteration}")
 
@@ -112,13 +162,36 @@ def _failed_pipes(env: Any) -> list[int]:
     return [i for i, pipe in enumerate(getattr(env, "parent_pipes", ())) if pipe is None]
 
 
-def _looped_over(trace: TracebackType | None) -> list[int]:
-    """Return the env that a vector env was stepping in this process when the exception came."""
+def _watch_calls(env: Any, timeout_s: float | None) -> None:
+    if _of_kind(env, LOOPS) is None or not hasattr(signal, "SIGALRM"):
+        return
+    for name in CALLS:
+        call = getattr(env, name, None)
+        plain = call.call if isinstance(call, WatchedCall) else call
+        # SB3's step calls step_wait
+        if plain is None or (name == "step" and hasattr(env, "step_wait")):
+            continue
+        setattr(env, name, plain if timeout_s is None else WatchedCall(plain, timeout_s))
+
+
+def _looped_over(frames: Iterator[FrameType]) -> list[int]:
+    """Return the envs that vector envs were stepping in this process in these frames."""
     found = []
-    while trace is not None:
-        names = trace.tb_frame.f_locals
+    for frame in frames:
+        names = frame.f_locals
         counter = _of_kind(names.get("self"), LOOPS)
         if counter in names:
-            found = [int(names[counter])]
-        trace = trace.tb_next
+            found.append(int(names[counter]))
     return found
+
+
+def _frames_of(trace: TracebackType | None) -> Iterator[FrameType]:
+    while trace is not None:
+        yield trace.tb_frame
+        trace = trace.tb_next
+
+
+def _frames_above(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import threading
 import time
 
 import gymnasium as gym
 import pytest
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+from stable_baselines3.common.callbacks import EvalCallback, EveryNTimesteps
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor
 
 from lago_fast import FastKLPPO, errors
@@ -70,6 +72,47 @@ def test_a_process_that_hangs_or_dies_is_named(vector_env, how, says):
         model.learn(64)
     assert time.monotonic() - started < 30  # and it waits for nothing when it is thrown away
     close_by_force(model)
+
+
+@pytest.mark.parametrize(
+    "vector_env", [lambda how: VecMonitor(DummyVecEnv(makers(how))), lambda how: SyncVectorEnv(makers(how))]
+)
+def test_an_env_that_hangs_in_this_process_is_named(vector_env):
+    before = signal.getsignal(signal.SIGALRM)
+    model = FastKLPPO("MlpPolicy", vector_env("hangs"), **OPTIONS, step_timeout_s=0.5)
+    started = time.monotonic()
+    with pytest.raises(errors.EnvironmentFailed, match=r"env 1 has not answered for 0\.5 s and was ended"):
+        model.learn(64)
+    assert time.monotonic() - started < 30
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_an_alarm_of_the_users_is_left_alone_and_so_are_other_threads():
+    def train():
+        FastKLPPO("MlpPolicy", DummyVecEnv([PointEnv]), **OPTIONS, step_timeout_s=1e-9).learn(16)
+
+    def mine(*_):
+        pass
+
+    signal.signal(signal.SIGALRM, mine)
+    try:
+        train()
+        assert signal.getsignal(signal.SIGALRM) is mine
+    finally:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.filterwarnings("ignore:Training and eval env are not of the same type")
+@pytest.mark.parametrize("vector_env", [sb3, lambda how: VecMonitor(DummyVecEnv(makers(how)))])
+def test_an_env_that_hangs_while_it_evaluates_is_named(vector_env):
+    evaluation = EvalCallback(vector_env("hangs"), eval_freq=1, n_eval_episodes=30, verbose=0)
+    model = FastKLPPO("MlpPolicy", DummyVecEnv([PointEnv]), **OPTIONS, step_timeout_s=0.5)
+    with pytest.raises(errors.EnvironmentFailed, match=r"env 1 .*has not answered for 0\.5 s"):
+        model.learn(64, callback=[EveryNTimesteps(1, evaluation)])
 
 
 def test_a_process_whose_env_raises_is_named_by_its_end():
