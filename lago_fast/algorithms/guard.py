@@ -310,7 +310,10 @@ class Guard:
         return difference / math.sqrt(squared) if squared > 0 else math.copysign(math.inf, difference)
 
     def weigh(self, buffer: RolloutBuffer, logger: Logger) -> State:
-        """Move the weights after a rollout, write its `kl_weight` for the update to come, return the new `state`."""
+        """Move the weights after a rollout, write its `kl_weight` for the update to come, return the new `state`.
+
+        Until the returns are sure of a prior, its KL counts by its trust in each state; then in all of them.
+        """
         s = self.settings
         for g in range(len(self.names)):
             found = self.advantage_of_prior(g)
@@ -324,7 +327,8 @@ class Guard:
         rows = self.rows_of(self.weights, buffer.instruction_id)
         if buffer.trust is not None:
             buffer.trust = self.trust_in(buffer.trust, buffer.instruction_id)
-            rows = rows * buffer.trust
+            sure = self.rows_of(self.counted, buffer.instruction_id) > 0
+            rows = rows.where(sure, rows * buffer.trust)
         buffer.kl_weight = rows
         self._record(logger, buffer)
         return self.state

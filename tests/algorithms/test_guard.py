@@ -340,13 +340,29 @@ def test_a_weight_of_nothing_is_no_prior_and_the_priors_trust_multiplies_it():
         def query(self, state, instruction_id):
             return super().query(state, instruction_id)._replace(trust=torch.zeros(len(state)))
 
-    model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=Doubtful(), kl_coef=0.5, guard=FEW)
+    unsure = replace(FEW, sure=1e9, step=1e-3)
+    model = FastKLPPO("MlpPolicy", point_env(), **SMALL, prior=Doubtful(), kl_coef=0.5, guard=unsure)
     model.set_logger(configure(None, []))
     model.learn(1024, log_interval=1000)
-    assert model.guard_state["weights"][0] > FEW.least
+    assert unsure.least < model.guard_state["weights"][0] < 1
     assert model.logger.name_to_value["prior/trust"] == 0.0
     assert model.logger.name_to_value["prior/guard_weight"] == 0.0
     assert not model.rollout_buffer.kl_weight.any()
+
+
+def test_returns_that_are_sure_of_a_prior_outweigh_its_trust():
+    guard = Guard(FEW, ["a", "b"], np.array([0, 1]))
+    for group, returns in enumerate(([9.0, 9.1, 9.2, 9.3], [1.0, 5.0])):
+        for value in returns:
+            guard.prior.add(group, value)
+    for group in (0, 1):
+        for value in (1.0, 2.0):
+            guard.policy.add(group, value)
+    buffer = RolloutBuffer(1, 2, np.zeros(3, np.float32), (2,), torch.float32, (2, 2), torch.device("cpu"))
+    buffer.trust, buffer.valid = torch.tensor([[0.5, 0.5]]), torch.ones(1, 2, dtype=torch.bool)
+    guard.weigh(buffer, configure(None, []))
+    assert guard.counted == [1.0, 0.0]
+    assert buffer.kl_weight.tolist() == [[1.0, pytest.approx(0.5 * guard.weights[1])]]
 
 
 def test_trust_is_measured_from_what_the_priors_own_episodes_reach():
