@@ -19,7 +19,7 @@ NEVER_CALLED = {
     "pickle.loads",
 }
 NEVER_IMPORTED = {"socket", "urllib", "http", "requests", "httpx", "ftplib", "marshal", "shelve", "dill", "cloudpickle"}
-ALONE = {"pickle": "algorithms/safe_pickle.py", "huggingface_hub": "priors/backbone.py"}  # where it may be imported
+ALONE = {"pickle": "algorithms/safe_pickle.py", "huggingface_hub": "priors/locate.py"}  # where it may be imported
 
 
 def faults(tree):

@@ -68,8 +68,8 @@ class FastKLPPO(CollectingPPO):
         on_nan: NaN or infinity in observations, rewards, the prior, losses or gradients: "raise" an error that names
             env and step, or "skip" the iteration with a warning. Either way the rows are saved beside the log, and
             policy and optimiser are what they were before the iteration.
-        step_timeout_s: longest wait for a step or a reset of envs in processes of their own, and of envs in this one
-            where Python runs them, in the main thread and without alarms of its own; None: forever.
+        step_timeout_s: longest wait for a step or a reset of each env in a process of its own, and in this one of
+            Stable-Baselines3's and gymnasium's loops, in the main thread and without other alarms; None: forever.
         overlap: "update" collects the next rollout while the policy is updated, so that it is learnt from one update
             late (`algorithms.overlapping` says what callbacks see); needs an env with an array lane and no gSDE.
 

@@ -22,11 +22,12 @@ from torch import Tensor
 from lago_fast.algorithms.lanes import Episode, Lane, LaneStep, array_lane_of
 from lago_fast.buffers import RolloutBuffer
 from lago_fast.errors import UnsupportedArgument
-from lago_fast.priors.trust import squared_distance, trust_at
+from lago_fast.priors.base import squared_distance, trust_at
 
 ROWS_OF_GROUP = 256  # of a rollout, that an instruction must have on average to be a group of its own
 FULL = 0.999  # weight that counts as 1: rounding may keep it below
 WITHIN = 0.9  # share of the states of the prior's episodes that are trusted fully
+FARTHEST = 150.0  # squared distance from which on a float32 trust tells no difference
 LOGGED_GROUPS = 16  # more are not logged one by one
 
 State = dict[str, list[float]]
@@ -179,7 +180,9 @@ class Guard:
         self.prior_steps = 0  # env steps that the prior's episodes took
         self.heard = False  # whether the prior has played all that it is to be judged by
         if state is not None and len(state["weights"]) == count:
-            self.weights, self.counted, self.reach = (list(state[name]) for name in ("weights", "counted", "reach"))
+            self.weights, self.counted = list(state["weights"]), list(state["counted"])
+            reach = list(state.get("reach", ()))  # which guards saved earlier did not know
+            self.reach = reach if len(reach) == count else self.reach
             self.prior_steps, self.heard = int(state["prior_steps"][0]), bool(state["heard"][0])
             for name, kept in (("prior", self.prior), ("policy", self.policy)):
                 for column in ("count", "mean", "variance"):
@@ -278,15 +281,14 @@ class Guard:
         """
         group = self.rows_of(range(len(self.names)), instruction_id)
         for g in range(len(self.names)):
-            squared = squared_distance(trust[valid & (group == g)])
-            squared = squared[squared.isfinite()]
+            squared = squared_distance(trust[valid & (group == g)]).clamp(max=FARTHEST)
             if len(squared):
-                self.reach[g] = max(1.0, squared.quantile(WITHIN).item())
+                self.reach[g] = squared.kthvalue(math.ceil(WITHIN * len(squared))).values.item()
 
     def trust_in(self, trust: Tensor, instruction_id: Tensor) -> Tensor:
         """Return the prior's trust [T, N] as if its distances were measured from what its own episodes reach."""
-        squared = squared_distance(trust) / self.rows_of(self.reach, instruction_id)
-        return trust_at(squared)
+        squared = squared_distance(trust).clamp(max=FARTHEST)
+        return trust_at(squared / self.rows_of(self.reach, instruction_id))
 
     def rows_of(self, weights: Sequence[float], instruction_id: Tensor) -> Tensor:
         """Return each row's weight [T, N], given those of the groups and the rows' instructions [T, N]."""
@@ -312,7 +314,7 @@ class Guard:
     def weigh(self, buffer: RolloutBuffer, logger: Logger) -> State:
         """Move the weights after a rollout, write its `kl_weight` for the update to come, return the new `state`.
 
-        Until the returns are sure of a prior, its KL counts by its trust in each state; then in all of them.
+        Until a prior has once counted fully, its KL counts by its trust in each state; then in all of them.
         """
         s = self.settings
         for g in range(len(self.names)):

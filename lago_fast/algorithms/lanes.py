@@ -36,7 +36,7 @@ class LaneStep(NamedTuple):
 
 
 class ArrayInfos(Sequence[dict[str, Any]]):
-    """What Stable-Baselines3's infos would say of a step of the array lane; each is made when it is asked for.
+    """The infos of a step of the array lane, by Stable-Baselines3's names; each is made when it is asked for, and anew.
 
     Args:
         step: of the array lane.
@@ -65,6 +65,7 @@ class ArrayInfos(Sequence[dict[str, Any]]):
                 about = {"r": episode.total_reward, "l": episode.length, "t": time.perf_counter() - self._started}
                 info |= {"episode": about, "is_success": bool(episode.success)}
                 info["terminal_observation"] = step.observation[i].copy()
+                info["terminal_instruction_id"] = info["instruction_id"]
         return info
 
 

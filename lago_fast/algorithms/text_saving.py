@@ -4,6 +4,7 @@ Test: pytest tests/algorithms/test_text_saving.py
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -79,8 +80,10 @@ def built(build: Callable[..., Model], kept: Checkpoint, arguments: dict[str, An
         CorruptFile: they are not what a constructor takes, or ask for a network that the file does not hold.
     """
     try:
-        if not 0 <= sum(arguments["net_arch"]) <= sum(tensor.numel() for tensor in kept.tensors.values()):
-            raise ValueError("a network that is wider than its weights")
+        widths = list(arguments["net_arch"])
+        held = sum(tensor.numel() for tensor in kept.tensors.values())
+        if min(widths, default=1) < 1 or sum(widths) + sum(a * b for a, b in pairwise(widths)) > held:
+            raise ValueError("a network of another size than its weights")
         return build(**arguments)
     except LagoError:
         raise

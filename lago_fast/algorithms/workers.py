@@ -15,7 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EventCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from lago_fast.errors import EnvironmentFailed, UnsupportedArgument
@@ -79,20 +79,22 @@ class WatchedCall:
     """A method of a vector env whose envs run in this process.
 
     Args:
-        call: the method.
-        timeout_s: after which an alarm ends it.
+        call: the method, which asks one env after the other.
+        envs: how many.
+        timeout_s: for each; after so long for all of them an alarm ends it.
     """
 
-    def __init__(self, call: Callable[..., Any], timeout_s: float) -> None:
-        self.call, self.timeout_s = call, timeout_s
+    def __init__(self, call: Callable[..., Any], envs: int, timeout_s: float) -> None:
+        self.call, self.envs, self.timeout_s = call, envs, timeout_s
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the method returns, or raise EnvironmentFailed when it takes longer."""
         in_main = threading.current_thread() is threading.main_thread()
-        if not in_main or signal.getsignal(signal.SIGALRM) is not signal.SIG_DFL:
+        if not in_main or signal.getsignal(signal.SIGALRM) is not signal.SIG_DFL or any(_alarm()):
             return self.call(*args, **kwargs)
         signal.signal(signal.SIGALRM, self._end)
-        signal.setitimer(signal.ITIMER_REAL, self.timeout_s)
+        # and again and again: an env may catch what the first alarm raises
+        signal.setitimer(signal.ITIMER_REAL, self.envs * self.timeout_s, self.timeout_s)
         try:
             return self.call(*args, **kwargs)
         finally:
@@ -103,8 +105,8 @@ class WatchedCall:
         del number
         found = _looped_over(_frames_above(frame))[:1]
         raise EnvironmentFailed(
-            f"env: {f'env {found[0]}' if found else 'it'} has not answered for {self.timeout_s:g} s and was ended; "
-            "mend the env, or allow more with step_timeout_s"
+            f"env: {f'env {found[0]}' if found else 'one'} does not answer, {self.envs * self.timeout_s:g} s after the "
+            f"first of {self.envs} was asked, and was ended; mend the env, or allow each more with step_timeout_s"
         )
 
 
@@ -128,9 +130,11 @@ def watch(env: VecEnv, timeout_s: float | None) -> None:
 
 def watch_evaluations(callback: BaseCallback, timeout_s: float | None) -> None:
     """Do as `watch` with the env of every callback that has one to evaluate in, `EvalCallback`'s."""
-    for inner in (*getattr(callback, "callbacks", ()), getattr(callback, "callback", None)):
-        if isinstance(inner, BaseCallback):
-            watch_evaluations(inner, timeout_s)
+    within = list(callback.callbacks) if isinstance(callback, CallbackList) else []
+    if isinstance(callback, EventCallback) and callback.callback is not None:
+        within.append(callback.callback)
+    for inner in within:
+        watch_evaluations(inner, timeout_s)
     env = getattr(callback, "eval_env", None)
     if isinstance(env, VecEnv):
         watch(env, timeout_s)
@@ -171,7 +175,12 @@ def _watch_calls(env: Any, timeout_s: float | None) -> None:
         # SB3's step calls step_wait
         if plain is None or (name == "step" and hasattr(env, "step_wait")):
             continue
-        setattr(env, name, plain if timeout_s is None else WatchedCall(plain, timeout_s))
+        setattr(env, name, plain if timeout_s is None else WatchedCall(plain, env.num_envs, timeout_s))
+
+
+def _alarm() -> tuple[float, float]:
+    """Return the seconds to the next alarm and between later ones, 0 for none."""
+    return signal.getitimer(signal.ITIMER_REAL)
 
 
 def _looped_over(frames: Iterator[FrameType]) -> list[int]:

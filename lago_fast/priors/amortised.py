@@ -390,7 +390,7 @@ class AmortisedPrior(nn.Module):
         folder, saved, metrics = folders.read_folder(folder, "AmortisedPrior")
         exact = LatentActionPrior.load(folder / "exact", device, backbone=backbone)
         prior = cls(exact, StudentConfig(**saved["student"]))
-        prior.student.load_state_dict(folders.read_tensors(folder / "student.safetensors"))
+        prior.student.take(folders.read_tensors(folder / "student.safetensors"))
         kept = {name: t.to(device) for name, t in folders.read_tensors(folder / "memory.safetensors").items()}
         prior.taught = Memory(len(kept["taught.state"]))
         prior.taught.restore("taught", kept)

@@ -91,6 +91,16 @@ def prior_kl(p: PriorOutput, q: PriorOutput) -> Tensor:
     return ops.prior_kl_gaussian(p.mean, p.log_std, q.mean, q.log_std)
 
 
+def trust_at(squared: Tensor) -> Tensor:
+    """Return the trust at a squared distance, in units of what is fully trusted."""
+    return ((1 - squared) / 2).exp().clamp(max=1)
+
+
+def squared_distance(trust: Tensor) -> Tensor:
+    """Return the squared distance of which a trust tells; of a trust of 1 the largest such, 1."""
+    return 1 - 2 * trust.log()
+
+
 def check_frozen(prior: ActionPrior) -> None:
     """Raise TrainablePrior when any parameter of `prior` requires a gradient."""
     trainable = sum(p.numel() for p in prior.parameters() if p.requires_grad)

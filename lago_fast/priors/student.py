@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lago_fast import ops
-from lago_fast.errors import UnsupportedArgument
-from lago_fast.priors.base import Kind, PriorOutput
+from lago_fast.errors import PriorMismatch, UnsupportedArgument
+from lago_fast.priors.base import Kind, PriorOutput, squared_distance, trust_at
 from lago_fast.priors.folder import check_choice
-from lago_fast.priors.trust import squared_distance, trust_at
 
 Direction = Literal["exact_student", "student_exact"]
 
@@ -168,6 +167,14 @@ class Student(nn.Module):
             distance_loss(self.distance(seen.detach()), exact.trust).backward()
         optimiser.step()
         return float(loss.detach())
+
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        """Become the student whose `state_dict` these are; PriorMismatch where that one did not learn the trust."""
+        if self.distance is not None and not any(name.startswith("distance.") for name in tensors):
+            raise PriorMismatch(
+                "prior: this student was saved before students learnt their prior's trust; fit it again"
+            )
+        self.load_state_dict(tensors)
 
     @torch.no_grad()
     def start_at(self, log_std: Tensor) -> None:

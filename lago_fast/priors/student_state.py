@@ -42,7 +42,7 @@ def take_back(prior: "AmortisedPrior", tensors: dict[str, Tensor], figures: dict
     if figures["digest"] != prior.digest:
         raise PriorMismatch(f"prior: the run's had the digest {figures['digest']}, this has {prior.digest}")
     try:
-        prior.student.load_state_dict(_below("student.", tensors))
+        prior.student.take(_below("student.", tensors))
         prior._generator.set_state(tensors["generator"].cpu())
     except RuntimeError as error:
         raise PriorMismatch(f"prior: the run's student has another shape ({error}); pass the same prior") from error
@@ -51,7 +51,7 @@ def take_back(prior: "AmortisedPrior", tensors: dict[str, Tensor], figures: dict
         rows = {key: tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
         setattr(prior, name, Memory.from_raw(name, rows, capacity, int(figures["memories"][name]), prior.device))
     for name in FIGURES:
-        setattr(prior, name, figures[name])
+        setattr(prior, name, {**prior._log, **figures[name]} if name == "_log" else figures[name])
     moments = _below("optimiser.", tensors)
     prior._optimiser = prior.new_optimiser() if moments else None
     if prior._optimiser is not None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lago_fast.priors.base import trust_at
+
 if TYPE_CHECKING:
     from lago_fast.priors.base import ActionPrior
 
@@ -36,16 +38,6 @@ class Demonstrated(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         """Return the trust [B] in 0..1 of latents [B, Z]: 1 up to `scale`, beyond it exp((1 - (d / scale)^2) / 2)."""
         return trust_at((torch.cdist(latent.float(), self.latents).amin(dim=1) / self.scale).square())
-
-
-def trust_at(squared: Tensor) -> Tensor:
-    """Return the trust at a squared distance, in units of what is fully trusted."""
-    return ((1 - squared) / 2).exp().clamp(max=1)
-
-
-def squared_distance(trust: Tensor) -> Tensor:
-    """Return the squared distance of which a trust tells; of a trust of 1 the largest such, 1."""
-    return 1 - 2 * trust.log()
 
 
 @torch.no_grad()

@@ -62,10 +62,11 @@ def read_steps(path: str | Path) -> Steps:
     try:
         lines = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
         for number, line in enumerate(lines, 1):
-            if not all(type(entry) is str for entry in (line["instruction"], line["observation"], *line["admissible"])):
-                raise ValueError(f"line {number}: instruction, observation and every action must be texts")
+            texts = (line["instruction"], line["observation"], *line["admissible"])
+            if type(line["admissible"]) is not list or not all(type(text) is str for text in texts):
+                raise ValueError(f"line {number}: instruction and observation must be texts, admissible a list of them")
         return Steps(*([line[name] for line in lines] for name in Steps._fields))
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DemonstrationError(
             f"walkthroughs: {path} cannot be read ({error!r}); give a file with a JSON object per step, of "
             f"{', '.join(Steps._fields)}"

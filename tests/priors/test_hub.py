@@ -113,6 +113,17 @@ def test_a_hub_name_is_downloaded_once_and_then_read_from_the_cache(hub, encoder
     assert asked == []
 
 
+def test_a_cache_that_holds_the_configuration_alone_is_not_taken_for_the_model(hub):
+    environment, asked = hub
+    load(
+        environment,
+        "from huggingface_hub import hf_hub_download\nprint(len(hf_hub_download('someone/small', 'config.json')))",
+    )
+    asked.clear()
+    load(environment, REFUSE)
+    assert any("tokenizer" in path for path in asked)
+
+
 def test_who_refuses_a_backbone_by_its_outline_does_not_download_its_weights(hub):
     environment, asked = hub
     parameters = load(environment, REFUSE)
