@@ -373,20 +373,25 @@ def test_a_file_that_brings_the_library_down_is_refused(tmp_path, monkeypatch):
 
 
 def test_mutated_datasets_are_refused_or_read(tmp_path, request, monkeypatch):
-    monkeypatch.setattr(demo_files, "run_trial", fork_trial)
     path = tmp_path / "two-tasks-v0"
     record_demos(["reach"], 2, path, max_episode_steps=20, num_envs_per_task=2)
+    monkeypatch.setattr(demo_files, "run_trial", fork_trial)
+    damage_and_load(path, load_demos, request.config.getoption("--mutations"))
+
+
+def damage_and_load(path, load, times):
+    """Damage a dataset's data, or its metadata, and load it, so many times; most are refused."""
     data, about = path / "data" / "main_data.hdf5", path / "data" / "metadata.json"
     whole, metadata = data.read_bytes(), about.read_bytes()
     forget_hash(path)
     unhashed = about.read_bytes()  # as another program's dataset, which the HDF5 library has to make out by itself
     rng, outcomes = random.Random(0), {"read": 0, "refused": 0}
     with little_memory():
-        for i in range(request.config.getoption("--mutations")):
+        for i in range(times):
             data.write_bytes(whole if i % 3 == 0 else mutate(whole, rng))
             about.write_bytes((mutate(metadata, rng), metadata, unhashed)[i % 3])
             try:
-                load_demos(path)
+                load(path)
                 outcomes["read"] += 1
             except DemonstrationError:
                 outcomes["refused"] += 1

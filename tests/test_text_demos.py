@@ -1,7 +1,6 @@
 """Transitions of text games on disk."""
 
 import json
-import random
 import shutil
 
 import h5py
@@ -13,8 +12,7 @@ from lago_fast.envs.overcooked import make_overcooked
 from lago_fast.envs.text_recording import make_text_expert, record_text_episodes
 from lago_fast.errors import DemonstrationError, RunExists
 from lago_fast.text_demos import load_text_demos, save_text_demos
-from tests.algorithms.test_safe_load import little_memory, mutate
-from tests.test_demos import forget_hash, fork_trial
+from tests.test_demos import damage_and_load, fork_trial
 
 ORIGIN = {"game": "overcooked", "task": "tomato-salad", "epsilon": 0.3, "seed": 0}
 
@@ -110,21 +108,6 @@ def test_nothing_is_overwritten_unasked(played, dataset):
     assert load_text_demos(dataset).observation == played.observation
 
 
-def test_mutated_datasets_are_refused_or_read(written, tmp_path, request, monkeypatch):
+def test_mutated_datasets_are_refused_or_read(dataset, request, monkeypatch):
     monkeypatch.setattr(demo_files, "run_trial", fork_trial)
-    path = shutil.copytree(written, tmp_path / "kitchen")
-    data, about = path / "data" / "main_data.hdf5", path / "data" / "metadata.json"
-    whole, metadata = data.read_bytes(), about.read_bytes()
-    forget_hash(path)
-    unhashed = about.read_bytes()
-    rng, outcomes = random.Random(0), {"read": 0, "refused": 0}
-    with little_memory():
-        for i in range(request.config.getoption("--mutations")):
-            data.write_bytes(whole if i % 3 == 0 else mutate(whole, rng))
-            about.write_bytes((mutate(metadata, rng), metadata, unhashed)[i % 3])
-            try:
-                load_text_demos(path)
-                outcomes["read"] += 1
-            except DemonstrationError:
-                outcomes["refused"] += 1
-    assert outcomes["refused"] > outcomes["read"]
+    damage_and_load(dataset, load_text_demos, request.config.getoption("--mutations"))
