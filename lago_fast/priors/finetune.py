@@ -152,21 +152,11 @@ def fit_prior(
     train, val = split_episodes(rows, val_fraction, seed)
 
     def config_for(backbone: Backbone) -> PriorConfig:
+        chosen = form or ("pooled" if backbone.kind == "encoder" else "prompt")
         return PriorConfig(
-            kind=kind,
-            state_dim=rows.state.shape[1],
-            action_dim=width,
-            action_low=low,
-            action_high=high,
-            form=form or ("pooled" if backbone.kind == "encoder" else "prompt"),
-            finetune=finetune,
-            layers=layers,
-            std=std,
-            std_init=std_init,
-            std_floor=std_floor,
-            head_hidden=head_hidden,
-            state_path=state_path,
-        )
+            kind, rows.state.shape[1], width, low, high, form=chosen, finetune=finetune, layers=layers, std=std,
+            std_init=std_init, std_floor=std_floor, head_hidden=head_hidden, state_path=state_path,
+        )  # fmt: skip
 
     def plan(backbone: Backbone) -> None:
         plan_fit(
