@@ -10,7 +10,9 @@ import base64
 import binascii
 import io
 import json
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,11 @@ MAX_BYTES = 32 * 2**30  # of all entries, unpacked
 MAX_RATIO = 1000  # unpacked to packed, of an entry above MIN_SUSPECT_BYTES; weights do not shrink like that
 MIN_SUSPECT_BYTES = 2**20
 WEIGHTS = ".pth"  # what torch saved
+# what Python's reader of zips raises at a damaged one
+UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(ValueError, EOFError, RuntimeError, OverflowError),
+)
 # what Stable-Baselines3, torch and a model's constructor raise at a file whose parts are whole but do not fit
 MISFITS = (
     ArithmeticError,
@@ -80,7 +87,7 @@ def _read_data(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
                 if name.endswith(WEIGHTS):
                     _check_weights(name, archive.read(name), path)
             entries = json.loads(archive.read("data")) if "data" in archive.namelist() else {}
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, RecursionError) as error:
+    except UNREADABLE as error:
         if isinstance(error, CorruptFile):
             raise
         raise CorruptFile(
@@ -115,7 +122,7 @@ def _check_weights(name: str, content: bytes, path: Any) -> None:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
             damaged = packed[0] if packed else archive.testzip()
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise CorruptFile(f"path: {name} in {path} are no weights of torch ({error}); save the model again") from error
     if damaged is not None:
         raise CorruptFile(f"path: {damaged} of {name} in {path} is damaged or packed; load an older file")

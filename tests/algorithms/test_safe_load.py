@@ -6,6 +6,7 @@ import json
 import pickle
 import random
 import resource
+import struct
 import zipfile
 from contextlib import contextmanager
 
@@ -252,6 +253,19 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
         if not made:
             return b""
     return bytes(made)
+
+
+def test_weights_that_claim_to_begin_beyond_every_file_are_refused(tmp_path):
+    _, path = saved(tmp_path)
+    inner, about = io.BytesIO(), zipfile.ZipInfo("x")
+    about.extra = struct.pack("<HHQ", 1, 8, 2**63)  # where it begins, in the form for large files
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.writestr(about, b"")
+    content = bytearray(inner.getvalue())
+    at = content.index(b"PK\x01\x02") + 42  # of the directory's record the offset, which then stands in `extra`
+    content[at : at + 4] = b"\xff" * 4
+    with pytest.raises(errors.CorruptFile, match=r"policy\.pth .* no weights of torch"):
+        FastKLPPO.load(with_content(path, "policy.pth", bytes(content)), device="cpu")
 
 
 def mutated_files(path, rng):
