@@ -110,7 +110,7 @@ def run_cell(job: tuple[str, int, str, dict[str, Any], Path]) -> dict[str, Any]:
     if "std_floor" in settings:  # of the answers; the means of a prior with a fixed std do not depend on it
         student.exact.config = replace(student.exact.config, std_floor=settings.pop("std_floor"))
     experiment = replace(base, train=replace(base.train, **settings))
-    table = stage_one.policy_table(student.instruction_table().numpy(), experiment.env)
+    table = stage_one.policy_table(stage_one.words_of(student, experiment.env), experiment.env)
     result = train_run(
         arm,
         SEED,

@@ -18,6 +18,7 @@ from lago_fast import runs as run_folders
 from lago_fast import stage_one, throughput
 from lago_fast.demos import load_demos
 from lago_fast.envs.suites import suite_named
+from lago_fast.errors import UnsupportedArgument
 from lago_fast.evaluate import TaskResult, evaluated_tasks
 from lago_fast.plots import draw_curves
 from lago_fast.presets import Experiment
@@ -68,7 +69,10 @@ def compare(
 
     Raises:
         RunExists: `out` holds a run and `overwrite` is False.
+        UnsupportedArgument: policies are to see the words of a student that is not to be made.
     """
+    if experiment.env.words == "student" and experiment.train.prior_mode != "amortised":
+        raise UnsupportedArgument("words='student': there is none with prior_mode='exact'; use words='latents'")
     started = time.perf_counter()
     folder = run_folders.open_run(out, experiment, overwrite=overwrite)
     cpu_started = time.process_time()
@@ -125,6 +129,9 @@ def _stage_one(
             report(f"distilling the {student}")
             amortised = stage_one.amortise(stages[arm], experiment, STUDENT_SEED)
             amortised.save(folder / student, overwrite=overwrite)
+            if experiment.env.words == "student":
+                table = stage_one.policy_table(stage_one.words_of(amortised, experiment.env), experiment.env)
+                stages[arm] = stages[arm]._replace(table=table)
     run_folders.save_table(folder, stages["lago"].table)
     return stages["lago"]
 

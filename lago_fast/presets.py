@@ -29,6 +29,8 @@ class EnvSettings:
     max_episode_steps: int = 200  # steps per episode; Meta-World's own limit is 500, KALM's Meta-World data use 100
     groups: int | None = None  # groups that step in turn while the policy answers; None: 2 for 16 per task, else 1
     gamma: float = 0.99  # discount factor, also of the running return that scales rewards
+    # what policies see of the instructions: the language model's latents, or what the amortised student makes of them
+    words: Literal["latents", "student"] = "latents"
     explained_variance: float = 1.0  # share of the wordings' variance that the policy's view of them keeps
 
 
@@ -88,6 +90,8 @@ class TrainSettings:
     guard: bool = True  # let the KL of a task count only where the prior does better than the policy
     guard_floor: float = 1.0  # share of the KL that a prior which once did keeps, should the policy pass it
     guard_imitate: bool = True  # fit the policy to such a prior on the prior's own episodes, once
+    # or in so many passes over what the amortised student was taught, in wordings that are drawn; 0: on the episodes
+    imitate_passes: int = 0
     prior_mode: Literal["exact", "amortised"] = "exact"  # ask the language model itself, or the fast student
     # collect the next rollout while the policy is updated: it is learnt from one update late
     overlap: Literal["none", "update"] = "none"

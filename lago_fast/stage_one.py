@@ -12,11 +12,11 @@ import torch
 
 from lago_fast.demos import Demonstrations, load_demos, record_demos
 from lago_fast.envs.suites import Suite, suite_named
-from lago_fast.errors import DemonstrationError
+from lago_fast.errors import DemonstrationError, UnsupportedArgument
 from lago_fast.evaluate import draw_actions, known_tasks
 from lago_fast.presets import EnvSettings, Experiment
 from lago_fast.priors.amortised import AmortisedPrior, StudentConfig
-from lago_fast.priors.base import PriorOutput, match_instructions
+from lago_fast.priors.base import ActionPrior, PriorOutput, match_instructions
 from lago_fast.priors.finetune import fit_prior
 from lago_fast.priors.latent_action import LatentActionPrior
 
@@ -62,12 +62,27 @@ def instructions_of(experiment: Experiment) -> list[str]:
 def policy_table(latents: np.ndarray, settings: EnvSettings) -> np.ndarray | None:
     """Return what policies see of the instructions, [M, r], rows as in `instructions_of`; None where there is one goal.
 
+    `latents` [M, Z] are what `words_of` returns.
+
     The rotation is that of the wordings of training: others are put into the space that these span.
     """
     suite = suite_named(settings.env)
     if not suite.speaks(settings.tasks):
         return None
     return compact_table(latents, fitted=len(suite.texts(settings.tasks)), explained=settings.explained_variance)
+
+
+def words_of(prior: ActionPrior, settings: EnvSettings) -> np.ndarray:
+    """Return what a prior makes of its instructions, [M, Z], of which `policy_table` shows policies the most.
+
+    Raises:
+        UnsupportedArgument: the student's are wanted, and there is none.
+    """
+    if settings.words == "latents":
+        return prior.instruction_table().cpu().numpy()
+    if not isinstance(prior, AmortisedPrior):
+        raise UnsupportedArgument("words='student': only an amortised prior has one; use prior_mode='amortised'")
+    return prior.student.words(prior.instruction_table()).cpu().numpy()
 
 
 def paraphrase(demos: Demonstrations, instructions: list[str], seed: int, *, suite: Suite | None = None) -> np.ndarray:

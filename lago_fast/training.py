@@ -25,14 +25,17 @@ from lago_fast.algorithms.progress_log import progress_logger
 from lago_fast.algorithms.stopping import StopOnSignals
 from lago_fast.envs.sb3_adapter import SB3VecEnv
 from lago_fast.envs.suites import suite_named
+from lago_fast.envs.vec_env import ArrayVecEnv
 from lago_fast.errors import UnsupportedArgument
 from lago_fast.evaluate import Act, View, draw_actions, rows_for
 from lago_fast.presets import EnvSettings, Experiment, TrainSettings
+from lago_fast.priors.amortised import AmortisedPrior
 from lago_fast.priors.base import ActionPrior, match_instructions
 
 ARMS = ("ppo", "lago", "bc_ppo", "lago_random_init")
 CHECKPOINT_EVERY = 25  # iterations between two checkpoints
 GROUPED_FROM = 16  # simulators per task; fewer were not measured
+WORDINGS = 4  # in which each state is seen where a student is imitated
 WINDOW = 50  # episodes per task over which training success is counted
 
 
@@ -225,7 +228,8 @@ def train_run(
         restart_at: iterations before which the envs are built anew.
 
     Raises:
-        UnsupportedArgument: unknown arm, what the arm needs is missing, or nothing is left to resume.
+        UnsupportedArgument: unknown arm, what the arm needs is missing, nothing is left to resume, or a prior that was
+            taught nothing is to be imitated on it.
         NoCheckpoint: there is none to resume from.
     """
     if arm not in ARMS:
@@ -256,6 +260,9 @@ def train_run(
             overlap=settings.overlap,
         )
         lane = env.array_lane
+        if guided and settings.imitate_passes:
+            rows = rows_to_imitate(model.prior, experiment.env, lane, table, seed)
+            model.imitate_on(*rows, passes=settings.imitate_passes)
         whole = experiment.env.num_envs // len(lane.tasks) * experiment.env.max_episode_steps
         curve = SuccessCurve(lane.tasks, lane.task_id, progress, whole)
         total = settings.steps_per_task * len(lane.tasks)
@@ -297,6 +304,46 @@ def train_run(
 def observations(states: np.ndarray, instruction_id: np.ndarray, table: np.ndarray | None) -> np.ndarray:
     """Return states [n, S] as a policy sees them: with their instruction's row [n, S + Z] where there is a table."""
     return states if table is None else np.concatenate([states, table[instruction_id]], axis=1)
+
+
+def rows_to_imitate(
+    prior: ActionPrior | None, settings: EnvSettings, lane: ArrayVecEnv, table: np.ndarray | None, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return observations [n, O], instruction ids [n] and task ids [n] on which a policy may imitate a student.
+
+    They are the states that the student was taught, each in WORDINGS wordings of its task that are drawn anew: a
+    policy that is to understand all wordings has to see them all, and the student answers in any.
+
+    Args:
+        prior: the student.
+        settings: of the env.
+        lane: the env itself, whose instructions and tasks the ids count.
+        table: as `train_run` has it.
+        seed: of the draw.
+
+    Raises:
+        UnsupportedArgument: the prior is no student, or was taught none of these tasks.
+    """
+    if not isinstance(prior, AmortisedPrior):
+        raise UnsupportedArgument(
+            "imitate_passes: an exact prior keeps no states; use prior_mode='amortised', or imitate_passes=0"
+        )
+    rng, suite = np.random.default_rng(seed), suite_named(settings.env)
+    index = {text: i for i, text in enumerate(lane.instructions)}
+    texts = [suite.texts((task,)) for task in lane.tasks]
+    task_of = {text: k for k, of_task in enumerate(texts) for text in of_task}
+    of_words = np.array([task_of.get(text, -1) for text in prior.instructions])
+    task = np.repeat(of_words[prior.taught.ids.cpu().numpy()], WORDINGS)
+    states = np.repeat(prior.taught.state.cpu().numpy(), WORDINGS, axis=0)
+    ids = np.full(len(task), -1)
+    for k, of_task in enumerate(texts):
+        mine = np.flatnonzero(task == k)
+        ids[mine] = rng.choice([index[text] for text in of_task], size=len(mine))
+    known = ids >= 0
+    if not known.any():
+        raise UnsupportedArgument(f"prior: it was taught none of {', '.join(lane.tasks)}; use imitate_passes=0")
+    words = rows_for(settings, lane.instructions, table)
+    return observations(states[known], ids[known], words), ids[known], task[known]
 
 
 def policy_actor(model: FastKLPPO, *, sample: bool = False, seed: int = 0) -> Act:

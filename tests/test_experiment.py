@@ -3,16 +3,19 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from lago_fast import FastKLPPO
+from lago_fast.envs.suites import suite_named
 from lago_fast.errors import RunExists, UnsupportedArgument
 from lago_fast.experiment import compare
 from lago_fast.presets import PRESETS
 from lago_fast.priors.amortised import AmortisedPrior
-from lago_fast.runs import is_run
-from lago_fast.stage_one import compact_table
-from lago_fast.training import train_run
+from lago_fast.runs import is_run, load_table
+from lago_fast.stage_one import compact_table, policy_table, words_of
+from lago_fast.training import make_env, rows_to_imitate, train_run
 
 pytest.importorskip("transformers", reason="stage 1 needs the extra 'llm'")
 
@@ -70,6 +73,48 @@ def test_the_guard_is_a_setting_of_the_training(finished, toy, tmp_path):
     train_run("lago", 0, guarded, folder=tmp_path, table=table, prior=student, num_threads=1)
     header = (tmp_path / "progress.csv").read_text().splitlines()[0]
     assert {"prior/guard_weight_reach", "prior/guard_advantage_push"} <= set(header.split(","))
+
+
+def test_a_student_is_imitated_in_all_wordings_of_the_tasks(finished, toy, tmp_path):
+    student = AmortisedPrior.load(finished[0] / "student")
+    table = compact_table(student.instruction_table().numpy())
+    env = make_env(toy.env, 0, table)
+    lane = env.array_lane
+    seen, ids, task = rows_to_imitate(student, toy.env, lane, table, 0)
+    env.close()
+    assert len(seen) == 4 * student.taught.rows
+    assert set(ids) == set(range(len(lane.instructions)))  # of both tasks
+    words = suite_named("metaworld").texts
+    assert all((lane.instructions[i] in words(("push",))) == (k == 1) for i, k in zip(ids, task, strict=True))
+    states = {row.tobytes() for row in student.taught.state.numpy()}
+    assert {row.tobytes() for row in seen[:, : lane.state_dim]} == states
+    index = {text: i for i, text in enumerate(student.instructions)}
+    np.testing.assert_array_equal(seen[:, lane.state_dim :], table[[index[lane.instructions[i]] for i in ids]])
+    imitating = replace(toy, train=replace(toy.train, imitate_passes=1))
+    trained = train_run("lago", 0, imitating, folder=tmp_path, table=table, prior=student, num_threads=1)
+    assert trained.env_steps >= 600
+    with pytest.raises(UnsupportedArgument, match="imitate_passes: an exact prior"):
+        train_run("lago", 0, imitating, folder=tmp_path / "x", table=table, prior=student.exact, num_threads=1)
+
+
+def test_policies_may_see_what_the_student_makes_of_the_words(finished, toy, tmp_path):
+    student = AmortisedPrior.load(finished[0] / "student")
+    settings = replace(toy.env, words="student")
+    words = words_of(student, settings)
+    assert words.shape == (len(student.instructions), student.config.instruction_width)
+    with torch.no_grad():
+        normal = torch.zeros(len(words), student.state_dim)
+        seen = student.student.seen(normal, student.exact.table, torch.arange(len(words)))
+    np.testing.assert_allclose(seen[:, student.state_dim :], words, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UnsupportedArgument, match="words='student'"):
+        words_of(student.exact, settings)
+    with pytest.raises(UnsupportedArgument, match="words='student'"):
+        compare(replace(toy, env=settings, train=replace(toy.train, prior_mode="exact")), tmp_path / "y")
+    assert not (tmp_path / "y").exists()
+    out = tmp_path / "z"
+    compare(replace(toy, env=settings, arms=("ppo",)), out, report=lambda _: None)
+    made = AmortisedPrior.load(out / "student")
+    np.testing.assert_array_equal(load_table(out), policy_table(words_of(made, settings), settings))
 
 
 def test_the_models_of_a_comparison_load_and_predict(finished):

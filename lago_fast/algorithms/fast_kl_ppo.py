@@ -20,11 +20,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from lago_fast import ops
-from lago_fast.algorithms.collecting import CollectingPPO
 from lago_fast.algorithms.flat_adam import FlatAdam
 from lago_fast.algorithms.guard import GuardSettings, settings_of
 from lago_fast.algorithms.gymnasium_vector import GymnasiumVecEnv
 from lago_fast.algorithms.heads import PolicysOwnHead, make_head
+from lago_fast.algorithms.imitating import ImitatingPPO
 from lago_fast.algorithms.kl_coefficient import AUTO_START, KLCoefficient
 from lago_fast.algorithms.micro_batches import Halving, MicroBatches
 from lago_fast.algorithms.numbers import Numbers, check_parameters
@@ -34,14 +34,13 @@ from lago_fast.algorithms.stage_clock import StageClock
 from lago_fast.algorithms.text_policy import attach_encoder
 from lago_fast.algorithms.update_log import record_update
 from lago_fast.algorithms.workers import STEP_TIMEOUT_S, watch, watch_evaluations
-from lago_fast.buffers import RolloutBuffer
 from lago_fast.errors import NonFiniteLoss, PriorMismatch, UnsupportedArgument
 from lago_fast.priors.base import ActionPrior
 
 Schedule = Callable[[float], float]
 
 
-class FastKLPPO(CollectingPPO):
+class FastKLPPO(ImitatingPPO):
     """PPO guided by a frozen action prior; without one, Stable-Baselines3's PPO.
 
     The positional arguments are Stable-Baselines3's, with its meanings and defaults. Refused by name:
@@ -149,7 +148,7 @@ class FastKLPPO(CollectingPPO):
         # plain numbers, which a saved model holds as text
         self.guard = None if guard_settings is None else asdict(guard_settings)
         self.guard_state = None
-        self._guard, self._played, self.envs_anew_at = None, None, 0
+        self._guard, self._played, self._given, self.envs_anew_at = None, None, None, 0
         self.auto_kl_coef = AUTO_START  # what kl_coef="auto" has come to
         self._kl_coefficient = KLCoefficient(kl_coef, target_prior_kl)
         self._begin_run()
@@ -293,9 +292,9 @@ class FastKLPPO(CollectingPPO):
         self._look_at_policy()
         self._update_learning_rate(self.policy.optimizer)
         parameters = list(self.policy.parameters())  # walking the modules costs as much as a backward pass
-        if self.warm_start and self._n_updates == 0:
+        if self._starts_from_prior():
             self.stage_clock.lap("logging")
-            self.logger.record("train/prior_kl", self._fit_to_prior(buffer, parameters))
+            self.logger.record("train/prior_kl", self._start_from_prior(parameters))
             self.stage_clock.lap("update")
             self._close_iteration()
             return
@@ -343,8 +342,7 @@ class FastKLPPO(CollectingPPO):
             self.auto_kl_coef = self._kl_coefficient.observe(prior_kl)
         clock.lap("logging")
         if self._played is not None:
-            played, self._played = self._played, None
-            self.logger.record("prior/imitation_kl", self._fit_to_prior(played, parameters))
+            self.logger.record("prior/imitation_kl", self._imitate_prior(parameters))
             clock.lap("update")
         self._close_iteration()
 
@@ -353,15 +351,6 @@ class FastKLPPO(CollectingPPO):
         for stage, seconds in self.stage_clock.close().items():
             if seconds > 0:
                 self.logger.record(f"time/{stage}_s", seconds)
-
-    def _optimize(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Clip the gradients and take a step."""
-        optimizer = self.policy.optimizer
-        if isinstance(optimizer, FlatAdam):
-            optimizer.clipped_step(self.max_grad_norm)
-        else:
-            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-            optimizer.step()
 
     def _coefficients(self) -> dict[str, float | None]:
         progress = self._current_progress_remaining
@@ -374,22 +363,3 @@ class FastKLPPO(CollectingPPO):
             "kl_coef": self._kl_coefficient.value(progress) if in_loss else 0.0,
             "prior_temperature": self.prior_temperature,
         }
-
-    def _fit_to_prior(self, buffer: RolloutBuffer, parameters: list[torch.nn.Parameter]) -> float:
-        """Fit the policy to what the prior said in the states of a buffer; ratios stored before it are stale.
-
-        Returns the KL in nats of the last minibatch.
-        """
-        for _ in range(self.n_epochs):
-            for batch in buffer.get(self.batch_size, reuse=True, impl=self.impls["take_rows"]):
-                said, values = self._micro_batches.evaluate(self._head, batch)
-                outputs = tuple(output.requires_grad_() for output in said)
-                kl = (
-                    self._prior_kl(outputs, batch.prior, batch.observations) * batch.weight
-                ).sum() / batch.weight.sum().clamp(min=1)
-                grads = (*torch.autograd.grad(kl, outputs), torch.zeros_like(values))
-                self._micro_batches.backward(self._head, batch, grads)
-                self._optimize(parameters)
-            self._n_updates += 1
-        self._gradient_steps = self.n_epochs * -(-buffer.n_steps * buffer.n_envs // self.batch_size)
-        return kl.item()

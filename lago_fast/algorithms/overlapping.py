@@ -109,7 +109,7 @@ class OverlappingPPO(GuardedPPO):
     """PPO whose next rollout may be collected while it is updated."""
 
     overlap: str
-    warm_start: bool
+    _starts_from_prior: Callable[[], bool]
     stage_clock: StageClock
     _act: Callable[..., tuple[np.ndarray, np.ndarray]]
     _numbers: Numbers
@@ -144,7 +144,7 @@ class OverlappingPPO(GuardedPPO):
 
         The simulators' threads are as many as ever; torch computes in half of its own meanwhile, on either side.
         """
-        fits_to_prior = self._played is not None or (self.warm_start and self._n_updates == 0)
+        fits_to_prior = self._played is not None or self._starts_from_prior()
         last = self.num_timesteps >= self._total_timesteps or fits_to_prior
         if self._spare is None or last:
             yield

@@ -253,13 +253,14 @@ def instruction_table(
 
     Raises:
         BackboneUnavailable, HashMismatch: as `find_backbone`.
+        UnsupportedArgument: policies are to see a student's words, and there is none.
     """
     from lago_fast.envs.suites import suite_named
     from lago_fast.evaluate import known_tasks as known_in
     from lago_fast.priors.backbone import encode_instructions, find_backbone
     from lago_fast.priors.base import match_instructions
     from lago_fast.priors.locate import DEFAULT_BACKBONE
-    from lago_fast.stage_one import policy_table
+    from lago_fast.stage_one import policy_table, words_of
 
     suite = suite_named(env.env)
     if not suite.speaks(env.tasks):
@@ -267,8 +268,10 @@ def instruction_table(
     texts = suite.texts(known_in(env))
     reference = None if prior is None else exact_of(prior).reference
     if prior is not None and reference is not None and encoder is None and not reference["random_init"]:
-        latents = prior.instruction_table()[match_instructions(prior, texts)].cpu()
-        return policy_table(latents.numpy(), env), {name: reference[name] for name in ("name", "sha256")}
+        latents = words_of(prior, env)[match_instructions(prior, texts)]
+        return policy_table(latents, env), {name: reference[name] for name in ("name", "sha256")}
+    if env.words != "latents":
+        raise UnsupportedArgument("words='student': they are those of --prior, a student; give one, or words='latents'")
     backbone = find_backbone(encoder or (reference["name"] if reference else DEFAULT_BACKBONE))
     latents = encode_instructions(texts, backbone)
     return policy_table(latents.numpy(), env), {"name": backbone.name, "sha256": backbone.sha256}

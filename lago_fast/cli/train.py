@@ -62,7 +62,11 @@ class Train(Command):
         """Return the settings of an environment's preset, with a student only for who asks for it."""
         del preset
         settings = start_of(env)
-        return cls(out=tyro.MISSING, env=settings.env, train=replace(settings.train, prior_mode="exact"))
+        return cls(
+            out=tyro.MISSING,
+            env=replace(settings.env, words="latents"),
+            train=replace(settings.train, prior_mode="exact", imitate_passes=0),
+        )
 
     def run(self) -> None:
         """Check every input, train, and print how it went."""

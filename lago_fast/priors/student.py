@@ -139,12 +139,15 @@ class Student(nn.Module):
 
     def seen(self, normal: Tensor, table: Tensor, instruction_id: Tensor) -> Tensor:
         """Return what the networks read for the arguments of `forward`."""
-        scale = table.shape[1] ** 0.5
         if len(table) > len(instruction_id):
-            text = self.instruction(table[instruction_id] * scale)
+            text = self.words(table[instruction_id])
         else:  # fewer rows of words than of states
-            text = self.instruction(table * scale)[instruction_id]
+            text = self.words(table)[instruction_id]
         return torch.cat([normal, text], dim=-1)
+
+    def words(self, latents: Tensor) -> Tensor:
+        """Return what it makes of instruction latents [M, Z], [M, instruction_width]: what tells actions apart."""
+        return self.instruction(latents * latents.shape[1] ** 0.5)
 
     def step(
         self,
