@@ -148,7 +148,7 @@ class FastKLPPO(ImitatingPPO):
         # plain numbers, which a saved model holds as text
         self.guard = None if guard_settings is None else asdict(guard_settings)
         self.guard_state = None
-        self._guard, self._played, self._given, self.envs_anew_at = None, None, None, 0
+        self._guard, self._played, self._given, self._newly_counted, self.envs_anew_at = None, None, None, [], 0
         self.auto_kl_coef = AUTO_START  # what kl_coef="auto" has come to
         self._kl_coefficient = KLCoefficient(kl_coef, target_prior_kl)
         self._begin_run()
@@ -341,7 +341,7 @@ class FastKLPPO(ImitatingPPO):
             self.logger.record("train/kl_coef", self._kl_coefficient.value(self._current_progress_remaining))
             self.auto_kl_coef = self._kl_coefficient.observe(prior_kl)
         clock.lap("logging")
-        if self._played is not None:
+        if self._imitates():
             self.logger.record("prior/imitation_kl", self._imitate_prior(parameters))
             clock.lap("update")
         self._close_iteration()

@@ -300,11 +300,8 @@ class Guard:
 
     def rows_to_imitate(self, instruction_id: Tensor) -> Tensor:
         """Return True where the prior is the better of the two, [T, N], given the rows' instructions."""
-        return self.rows_of([float(better) for better in self.better()], instruction_id) > 0
-
-    def better(self) -> list[bool]:
-        """Return for each group whether the prior is the better of the two."""
-        return [self.advantage_of_prior(g) > self.settings.doubt for g in range(len(self.names))]
+        better = [float(self.advantage_of_prior(g) > self.settings.doubt) for g in range(len(self.names))]
+        return self.rows_of(better, instruction_id) > 0
 
     def advantage_of_prior(self, group: int) -> float:
         """Return by how many standard errors the prior's mean return is above the policy's; 0 where one is unknown."""

@@ -45,9 +45,9 @@ class ImitatingPPO(CollectingPPO):
     ) -> None:
         """Have the policy fitted to the prior on these rows, once; it takes gradient steps and no env steps.
 
-        With a guard that is done after the prior's episodes, on the rows of tasks (or instructions) where these were
-        the better ones, and on none if they were not; without, in place of the first update. What Adam knows of the
-        gradients until then is forgotten. To be called before `learn`; checkpoints hold no rows, so again before
+        With a guard that is done once the prior of a task (or instruction) counts fully, on the rows of that task, and
+        takes the place of imitating the prior's own episodes; without, in place of the first update. What Adam knows
+        of the gradients until then is forgotten. To be called before `learn`; checkpoints hold no rows, so again before
         `restore`, or after `resume`.
 
         Args:
@@ -65,8 +65,8 @@ class ImitatingPPO(CollectingPPO):
             raise UnsupportedArgument(
                 "imitate_on: there is no prior to imitate; pass prior=, and imitate=True to a guard"
             )
-        heard = self.guard_state is not None and self.guard_state["heard"][0] > 0
-        if heard if self.guard is not None else self._n_updates > 0:
+        counted = self.guard_state is not None and max(self.guard_state["counted"]) > 0
+        if counted if self.guard is not None else self._n_updates > 0:
             raise UnsupportedArgument(
                 "imitate_on: this model is past the moment for it; call it before the first learn()"
             )
@@ -113,20 +113,21 @@ class ImitatingPPO(CollectingPPO):
             kl = self._fit_to_prior(self._buffer, parameters)
         return kl
 
-    def _imitate_prior(self, parameters: Parameters) -> float:
-        """Fit the policy to a prior that the guard found to be the better one, after an update.
+    def _imitates(self) -> bool:
+        """Tell whether the policy is to be fitted, after the update to come, to a prior that the guard lets count."""
+        return self._played is not None if self._given is None else bool(self._newly_counted)
 
-        Returns the KL in nats of the last minibatch.
-        """
+    def _imitate_prior(self, parameters: Parameters) -> float:
+        """Fit the policy to a prior that the guard lets count; return the KL in nats of the last minibatch."""
         assert self._guard is not None
-        assert self._played is not None
-        played, self._played = self._played, None
-        if self._given is not None:
-            better = torch.tensor(self._guard.better(), device=self.device)
-            rows = better[self._given.instruction_id if self._guard.env_group is None else self._given.task_id]
-            if bool(rows.any()):
-                return self._fit_to_given(self._given, rows, parameters)
-        return self._fit_to_prior(played, parameters)
+        played, groups = self._played, self._newly_counted
+        self._played, self._newly_counted = None, []
+        if self._given is None:
+            assert played is not None
+            return self._fit_to_prior(played, parameters)
+        of_row = self._given.instruction_id if self._guard.env_group is None else self._given.task_id
+        rows = torch.isin(of_row, torch.tensor(groups, device=self.device))
+        return self._fit_to_given(self._given, rows, parameters) if bool(rows.any()) else math.nan
 
     def _fit_to_given(self, given: GivenRows, wanted: Tensor, parameters: Parameters) -> float:
         """Ask the prior about given rows where `wanted` [n], and fit the policy to it; return the last KL."""

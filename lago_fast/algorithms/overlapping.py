@@ -110,6 +110,7 @@ class OverlappingPPO(GuardedPPO):
 
     overlap: str
     _starts_from_prior: Callable[[], bool]
+    _imitates: Callable[[], bool]
     stage_clock: StageClock
     _act: Callable[..., tuple[np.ndarray, np.ndarray]]
     _numbers: Numbers
@@ -144,7 +145,7 @@ class OverlappingPPO(GuardedPPO):
 
         The simulators' threads are as many as ever; torch computes in half of its own meanwhile, on either side.
         """
-        fits_to_prior = self._played is not None or self._starts_from_prior()
+        fits_to_prior = self._imitates() or self._starts_from_prior()
         last = self.num_timesteps >= self._total_timesteps or fits_to_prior
         if self._spare is None or last:
             yield
