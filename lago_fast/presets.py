@@ -57,6 +57,7 @@ class PriorSettings:
     learning_rate: float = 2e-3  # largest learning rate of the fit
     patience: int = 40  # passes without a better held-out result before the fit stops
     input_noise: float = 0.0  # noise on the states while fitting, in standard deviations
+    wording_noise: float = 0.0  # noise on the instructions' latents while fitting, of a mean square of about 1
     wordings: int = 1  # ways to say its goal that each step is fitted in, one of them in a pass
     layers: int | None = 2  # first layers of the language model that are used; None: all
     head_hidden: int | None = None  # width of a hidden layer between the language model and the action; None: no such

@@ -177,6 +177,7 @@ def fit(
         lr=settings.learning_rate,
         patience=settings.patience,
         input_noise=settings.input_noise,
+        wording_noise=settings.wording_noise,
         layers=settings.layers,
         head_hidden=settings.head_hidden,
         state_path=settings.state_path,

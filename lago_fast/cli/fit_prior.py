@@ -60,6 +60,8 @@ class FitPrior(Command):
     """Pull of the weights towards zero."""
     input_noise: float = PriorSettings.input_noise
     """Noise on the states while fitting, in standard deviations; makes the prior less brittle."""
+    wording_noise: float = PriorSettings.wording_noise
+    """Noise on the instructions' latents while fitting: the prior carries over to more wordings; encoders only."""
     val_fraction: float = 0.1
     """Share of each task's episodes that is held out to measure the prior; 0 for none."""
     patience: int = PriorSettings.patience
@@ -95,7 +97,7 @@ class FitPrior(Command):
         del preset
         start = start_of(env)
         same = ("std", "std_floor", "loss", "epochs", "batch_size", "learning_rate", "input_noise", "patience")
-        more = ("head_hidden", "state_path", "wordings", "student_epochs")
+        more = ("head_hidden", "state_path", "wordings", "wording_noise", "student_epochs")
         chosen: dict[str, Any] = {name: getattr(start.prior, name) for name in (*same, *more)}
         steps, tasks = start.env.max_episode_steps, start.env.eval_tasks
         chosen |= {"layers": start.prior.layers or 0, "student_episode_steps": steps, "eval_tasks": tasks}
@@ -141,6 +143,7 @@ class FitPrior(Command):
                 lr=self.learning_rate,
                 weight_decay=self.weight_decay,
                 input_noise=self.input_noise,
+                wording_noise=self.wording_noise,
                 val_fraction=self.val_fraction,
                 patience=self.patience,
                 max_seconds=self.max_seconds,

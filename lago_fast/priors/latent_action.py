@@ -172,15 +172,19 @@ class LatentActionPrior(nn.Module):
 
     # the network
 
-    def forward(self, state: Tensor, instruction_id: Tensor, noise: float = 0.0) -> PriorOutput:
+    def forward(
+        self, state: Tensor, instruction_id: Tensor, noise: float = 0.0, wording_noise: float = 0.0
+    ) -> PriorOutput:
         """Return the unclamped, unfloored distribution with gradients, as the loss wants it.
 
         Args:
             state: [B, S] float32, raw.
             instruction_id: [B] int64.
             noise: std of Gaussian noise added to the normalised state.
+            wording_noise: likewise, added to the instruction latent as the adapter reads it; pooled form only.
         """
-        return self._distribution(self._latent(self.normalise(state, noise), instruction_id))
+        normal = self.normalise(state, noise)
+        return self._distribution(self._latent(normal, instruction_id, wording_noise=wording_noise))
 
     def _distribution(self, latent: Tensor) -> PriorOutput:
         out = self.head(latent)
@@ -216,10 +220,15 @@ class LatentActionPrior(nn.Module):
             parts.take_moments(self.table[instruction_id.unique()], self.mean_text, self.std_text)
 
     def _latent(
-        self, normal: Tensor, instruction_id: Tensor, prefix: PrefixKV | None = None, static: bool = False
+        self,
+        normal: Tensor,
+        instruction_id: Tensor,
+        prefix: PrefixKV | None = None,
+        static: bool = False,
+        wording_noise: float = 0.0,
     ) -> Tensor:
         """Return what the head reads: the hidden state at the state token, and the state where it reads that too."""
-        hidden = self._hidden(normal, instruction_id, prefix, static)
+        hidden = self._hidden(normal, instruction_id, prefix, static, wording_noise)
         return hidden if self.config.state_path == "token" else torch.cat([hidden, normal], dim=1)
 
     def _instruction(self, instruction_id: Tensor) -> Tensor:
@@ -229,12 +238,16 @@ class LatentActionPrior(nn.Module):
             return (latent - self.mean_text) / self.std_text
         return latent * latent.shape[1] ** 0.5
 
-    def _hidden(self, normal: Tensor, instruction_id: Tensor, prefix: PrefixKV | None, static: bool) -> Tensor:
+    def _hidden(
+        self, normal: Tensor, instruction_id: Tensor, prefix: PrefixKV | None, static: bool, wording_noise: float
+    ) -> Tensor:
         state_token = self.projector(normal) * self.token_rms  # [B, Z]
         if prefix is not None:
             return prefixes.read_state(self.transformer, prefix, state_token, instruction_id, static=static).float()
         if self.config.form == "pooled":
             text = self._instruction(instruction_id)
+            if wording_noise:
+                text = text + wording_noise * torch.randn_like(text)
             text = (text if self.adapter is None else self.adapter(text)) * self.token_rms
             sequence = torch.stack([text, state_token], dim=1).to(quantize.compute_dtype(self.quantization))
             return self.transformer(inputs_embeds=sequence, attention_mask=None).last_hidden_state[:, 1].float()

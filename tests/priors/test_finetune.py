@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from lago_fast.errors import DemonstrationError, TrainablePrior, UnsupportedArgument
-from lago_fast.priors import finetune
+from lago_fast.priors import finetune, fit_passes
 from lago_fast.priors.backbone import find_backbone
 from lago_fast.priors.base import PriorOutput, check_frozen
-from lago_fast.priors.finetune import fit_prior, nll, one_cycle
+from lago_fast.priors.finetune import fit_prior
+from lago_fast.priors.fit_passes import nll, one_cycle
 
 QUICK = {"epochs": 25, "batch_size": 64, "lr": 3e-2, "patience": 25}
 
@@ -50,6 +51,28 @@ def test_a_head_that_reads_the_state_is_fitted_in_several_wordings(choices, enco
     assert nats["same"] < nats["half of them wrong"] - 0.3
 
 
+def test_words_that_drown_in_noise_are_not_relied_upon(choices, encoder, texts):
+    heard = []
+    for noise in (0.0, 30.0):
+        prior = fit_prior(*choices, texts, backbone=encoder, **QUICK, wording_noise=noise)
+        heard.append(prior.metrics["val_nll_shuffled_instructions"] - prior.metrics["val_nll"])
+    assert heard[0] > 0.5
+    assert heard[1] < 0.2 * heard[0]
+
+
+def test_noise_on_the_words_is_drawn_from_the_seed_and_refused_where_there_are_no_latents(clones, encoder, texts):
+    digests = [
+        fit_prior(*clones, texts, backbone=encoder, epochs=2, wording_noise=noise, seed=s).digest
+        for noise, s in ((0.1, 0), (0.1, 0), (0.1, 1), (0.0, 0))
+    ]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+    with pytest.raises(UnsupportedArgument, match='wording_noise: form="prompt"'):
+        fit_prior(*clones, texts, backbone=encoder, form="prompt", wording_noise=0.1)
+    with pytest.raises(UnsupportedArgument, match="wording_noise"):
+        fit_prior(*clones, texts, backbone=encoder, wording_noise=-0.1)
+
+
 def test_squared_error_takes_its_std_from_the_residuals(clones, encoder, texts):
     prior = fit_prior(*clones, texts, backbone=encoder, loss="mse", std_floor=0.0, **QUICK)
     assert prior.metrics["val_mse"] < 0.35 * float(clones.actions.var(dim=0).mean())
@@ -75,7 +98,7 @@ def test_the_best_epoch_is_restored_and_patience_ends_the_fit(clones, encoder, t
         seen.append({n: p.detach().clone() for n, p in fit.trained.items()})
         return next(losses)
 
-    monkeypatch.setattr(finetune._Fit, "_validate", validate)
+    monkeypatch.setattr(fit_passes.Fit, "_validate", validate)
     prior = fit_prior(*clones, texts, backbone=encoder, epochs=9, patience=3)
     assert (prior.metrics["epochs"], prior.metrics["best_epoch"]) == (5, 2)
     kept = dict(prior.named_parameters())
