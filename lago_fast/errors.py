@@ -49,10 +49,16 @@ class NonFiniteError(LagoError, ValueError):
 
 
 class NonFiniteLoss(NonFiniteError):
-    """A loss or gradient that became NaN or infinite; `gradient_step` is the first one of the update that was."""
+    """A loss or gradient that became NaN or infinite.
 
-    def __init__(self, message: str, gradient_step: int) -> None:
-        super().__init__(message)
+    Args:
+        message: says which, and what to do.
+        gradient_step: the first one of the update that was; None: none of the rollout's rows is to blame.
+        rows: as of NonFiniteError.
+    """
+
+    def __init__(self, message: str, gradient_step: int | None, rows: dict[str, Any] | None = None) -> None:
+        super().__init__(message, rows)
         self.gradient_step = gradient_step
 
 

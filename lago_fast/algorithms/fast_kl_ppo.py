@@ -148,7 +148,7 @@ class FastKLPPO(ImitatingPPO):
         # plain numbers, which a saved model holds as text
         self.guard = None if guard_settings is None else asdict(guard_settings)
         self.guard_state = None
-        self._guard, self._played, self._given, self._newly_counted, self.envs_anew_at = None, None, None, [], 0
+        self._guard, self._played, self._given, self._fitted_groups, self.envs_anew_at = None, None, None, [], 0
         self.auto_kl_coef = AUTO_START  # what kl_coef="auto" has come to
         self._kl_coefficient = KLCoefficient(kl_coef, target_prior_kl)
         self._begin_run()
@@ -280,6 +280,7 @@ class FastKLPPO(ImitatingPPO):
             with self._collecting_ahead():
                 self._update()
             check_parameters(list(self.policy.parameters()), self._gradient_steps)
+            self._note_imitated()
         except NonFiniteLoss as error:
             self._played = None
             self._numbers.undo_update(self, error)
@@ -342,6 +343,7 @@ class FastKLPPO(ImitatingPPO):
             self.auto_kl_coef = self._kl_coefficient.observe(prior_kl)
         clock.lap("logging")
         if self._imitates():
+            check_parameters(parameters, self._gradient_steps)
             self.logger.record("prior/imitation_kl", self._imitate_prior(parameters))
             clock.lap("update")
         self._close_iteration()

@@ -176,12 +176,15 @@ class Guard:
         count = len(self.names)
         self.weights, self.counted = [settings.least] * count, [0.0] * count  # the latter 1 where it once did fully
         self.prior, self.policy = Returns(count), Returns(count, settings.window)
+        self.imitated = [0.0] * count  # 1 where the policy has been fitted to rows that were given for it
         self.reach = [1.0] * count  # squared distance up to which the prior is trusted, in units of its own trust's
         self.prior_steps = 0  # env steps that the prior's episodes took
         self.heard = False  # whether the prior has played all that it is to be judged by
         if state is not None and len(state["weights"]) == count:
             self.weights, self.counted = list(state["weights"]), list(state["counted"])
-            reach = list(state.get("reach", ()))  # which guards saved earlier did not know
+            # what guards saved earlier did not know
+            self.imitated = list(state.get("imitated", state["counted"]))
+            reach = list(state.get("reach", ()))
             self.reach = reach if len(reach) == count else self.reach
             self.prior_steps, self.heard = int(state["prior_steps"][0]), bool(state["heard"][0])
             for name, kept in (("prior", self.prior), ("policy", self.policy)):
@@ -191,12 +194,18 @@ class Guard:
     @property
     def state(self) -> State:
         """Return all that it has learnt, as plain numbers."""
-        kept = {"weights": list(self.weights), "counted": list(self.counted), "reach": list(self.reach)}
+        names = ("weights", "counted", "imitated", "reach")
+        kept = {name: list(getattr(self, name)) for name in names}
         kept["prior_steps"], kept["heard"] = [float(self.prior_steps)], [float(self.heard)]
         for name, returns in (("prior", self.prior), ("policy", self.policy)):
             for column in ("count", "mean", "variance"):
                 kept[f"{name}_{column}"] = list(getattr(returns, column))
         return kept
+
+    def to_imitate(self) -> list[int]:
+        """Return the groups whose prior counts fully, where that of one of them is still to be imitated."""
+        counted = [g for g in range(len(self.names)) if self.counted[g]]
+        return counted if any(not self.imitated[g] for g in counted) else []
 
     def wants_prior_to_play(self, total_timesteps: int) -> bool:
         """Tell whether it is time for the prior's episodes: the policy has some in half of the groups or more."""

@@ -31,7 +31,6 @@ class GuardedPPO(KeptPPO):
     _prior_ids: Tensor
     envs_anew_at: int  # env steps when the envs last started anew without the policy's doing
     _played: RolloutBuffer | None  # rows of the prior's episodes that the policy is still to be fitted to
-    _newly_counted: list[int]  # groups whose prior has come to count fully, until the policy has imitated it
 
     def _take_lane(self) -> None:
         super()._take_lane()
@@ -49,10 +48,7 @@ class GuardedPPO(KeptPPO):
         if self._guard is not None:
             if self._guard.wants_prior_to_play(self._total_timesteps):
                 self._let_prior_play(self._guard)
-            before = list(self._guard.counted)
             self.guard_state = self._guard.weigh(self._buffer, self.logger)
-            counted = enumerate(zip(before, self._guard.counted, strict=True))
-            self._newly_counted += [g for g, (did, does) in counted if does > did]
 
     def _let_prior_play(self, guard: Guard) -> None:
         """Have the guard see episodes of the prior, which count as env steps; the envs start anew before and after.

@@ -18,7 +18,7 @@ from lago_fast.algorithms.lanes import array_lane_of
 from lago_fast.algorithms.micro_batches import MicroBatches
 from lago_fast.algorithms.prior_query import query_prior
 from lago_fast.buffers import RolloutBuffer
-from lago_fast.errors import NonFiniteError, UnsupportedArgument
+from lago_fast.errors import NonFiniteError, NonFiniteLoss, UnsupportedArgument
 
 LEARNING_RATE = 1e-3  # of Adam on given rows, falling to 0 along a cosine
 
@@ -37,18 +37,18 @@ class ImitatingPPO(CollectingPPO):
 
     warm_start: bool
     _micro_batches: MicroBatches
-    _gradient_steps: int
     _given: GivenRows | None
+    _fitted_groups: list[int]  # of the guard, to whose rows the policy was fitted in the update under way
 
     def imitate_on(
         self, observations: np.ndarray, instruction_id: np.ndarray, task_id: np.ndarray | None = None, passes: int = 20
     ) -> None:
         """Have the policy fitted to the prior on these rows, once; it takes gradient steps and no env steps.
 
-        With a guard that is done once the prior of a task (or instruction) counts fully, on the rows of that task, and
-        takes the place of imitating the prior's own episodes; without, in place of the first update. What Adam knows
-        of the gradients until then is forgotten. To be called before `learn`; checkpoints hold no rows, so again before
-        `restore`, or after `resume`.
+        With a guard that is done when the prior of a task (or instruction) has come to count fully, on the rows of all
+        that do, and takes the place of imitating the prior's own episodes; an instruction without rows is not imitated.
+        Without a guard it takes the place of the first update. What Adam knows of the gradients then is forgotten.
+        Checkpoints hold no rows: they are to be given again before `restore`, with a guard after `resume` will do.
 
         Args:
             observations: [n, O], as the policy sees them; they begin with the raw state that the prior reads.
@@ -57,20 +57,18 @@ class ImitatingPPO(CollectingPPO):
             passes: over the rows.
 
         Raises:
-            UnsupportedArgument: there is no prior, or none is to be imitated; the model has been trained already;
-                an argument is out of range.
+            UnsupportedArgument: there is no prior, no env, or none is to be imitated; without a guard, the model has
+                been trained already; an argument is out of range, or a task that is guarded has no rows.
             NonFiniteError: NaN or infinity in an observation.
         """
         if self.prior is None or (self.guard is not None and not self.guard["imitate"]):
             raise UnsupportedArgument(
                 "imitate_on: there is no prior to imitate; pass prior=, and imitate=True to a guard"
             )
-        counted = self.guard_state is not None and max(self.guard_state["counted"]) > 0
-        if counted if self.guard is not None else self._n_updates > 0:
-            raise UnsupportedArgument(
-                "imitate_on: this model is past the moment for it; call it before the first learn()"
-            )
-        assert self.env is not None
+        if self.env is None:
+            raise UnsupportedArgument("imitate_on: instructions are counted by the env; call set_env() first")
+        if self.guard is None and self._n_updates > 0:
+            raise UnsupportedArgument("imitate_on: the first update is over; call it before the first learn()")
         about = array_lane_of(self.env) or self.env
         tasks = getattr(about, "tasks", [""]) if hasattr(about, "task_id") else [""]
         if task_id is None and self.guard is not None and len(tasks) > 1:
@@ -88,6 +86,9 @@ class ImitatingPPO(CollectingPPO):
                 raise UnsupportedArgument(
                     f"{name}: from {given.min()} to {given.max()}; this env counts 0..{count - 1}"
                 )
+        missing = sorted(set(range(len(tasks))) - set(of_task.tolist()))
+        if missing and self.guard is not None:
+            raise UnsupportedArgument(f"task_id: no rows of {', '.join(tasks[k] for k in missing)}; give some of each")
         if passes < 1:
             raise UnsupportedArgument(f"passes={passes}: at least 1")
         if not np.isfinite(observations).all():
@@ -115,19 +116,30 @@ class ImitatingPPO(CollectingPPO):
 
     def _imitates(self) -> bool:
         """Tell whether the policy is to be fitted, after the update to come, to a prior that the guard lets count."""
-        return self._played is not None if self._given is None else bool(self._newly_counted)
+        if self._given is None or self._guard is None:
+            return self._played is not None
+        return bool(self._guard.to_imitate())
 
     def _imitate_prior(self, parameters: Parameters) -> float:
         """Fit the policy to a prior that the guard lets count; return the KL in nats of the last minibatch."""
         assert self._guard is not None
-        played, groups = self._played, self._newly_counted
-        self._played, self._newly_counted = None, []
+        played, self._played = self._played, None
         if self._given is None:
             assert played is not None
             return self._fit_to_prior(played, parameters)
+        self._fitted_groups = self._guard.to_imitate()
         of_row = self._given.instruction_id if self._guard.env_group is None else self._given.task_id
-        rows = torch.isin(of_row, torch.tensor(groups, device=self.device))
+        # all of them: a network that is fitted to one task alone forgets the others
+        rows = torch.isin(of_row, torch.tensor(self._fitted_groups, device=self.device))
         return self._fit_to_given(self._given, rows, parameters) if bool(rows.any()) else math.nan
+
+    def _note_imitated(self) -> None:
+        """Have the guard know, once an update has passed, which groups' rows were imitated in it."""
+        if self._guard is not None and self._fitted_groups:
+            for g in self._fitted_groups:
+                self._guard.imitated[g] = 1.0
+            self.guard_state = self._guard.state
+        self._fitted_groups = []
 
     def _fit_to_given(self, given: GivenRows, wanted: Tensor, parameters: Parameters) -> float:
         """Ask the prior about given rows where `wanted` [n], and fit the policy to it; return the last KL."""
@@ -141,7 +153,16 @@ class ImitatingPPO(CollectingPPO):
         buffer.observations.copy_(given.observations[at].view_as(buffer.observations))
         buffer.instruction_id.copy_(given.instruction_id[at].view_as(buffer.instruction_id))
         buffer.valid.fill_(True)
-        query_prior(self.prior, buffer, self._head, self._prior_ids, self._prior_rows)
+        try:
+            query_prior(self.prior, buffer, self._head, self._prior_ids, self._prior_rows)
+        except NonFiniteError as error:
+            rows = {"observations": given.observations[at], "instruction_id": given.instruction_id[at]}
+            raise NonFiniteLoss(
+                "imitate_on: the prior's answer to a given row is NaN or infinite; leave it out, or check the prior's "
+                "files with `lago info`",
+                None,
+                rows,
+            ) from error
         kl = self._fit_to_prior(buffer, parameters, passes=given.passes, learning_rate=LEARNING_RATE)
         # its second moments are of gradients that grew small; the policy's are large again
         optimizer = self.policy.optimizer
@@ -188,7 +209,8 @@ class ImitatingPPO(CollectingPPO):
             self._n_updates += 1
         for group, rate in zip(groups, before, strict=True):
             group["lr"] = rate
-        self._gradient_steps = steps
+        if not all(bool(torch.isfinite(p).all()) for p in parameters):
+            raise NonFiniteLoss("prior: the policy that is fitted to it has become NaN or infinite; look at both", None)
         return kl.item()
 
     def _optimize(self, parameters: Parameters) -> None:

@@ -151,14 +151,16 @@ class Numbers:
         model.policy.load_state_dict(self._policy)
         model.policy.optimizer.load_state_dict(self._optimizer)
         model._n_updates = self._n_updates
-        batch = self._minibatch(model, error.gradient_step)
-        row = _most_extreme(batch)
-        said = f"; its most extreme row is env {int(batch['env'][row])} at step {int(batch['step'][row])}"
+        where, batch = "", error.rows or {}
+        if error.gradient_step is not None:
+            batch = self._minibatch(model, error.gradient_step)
+            row = _most_extreme(batch)
+            extreme = f"its most extreme row is env {int(batch['env'][row])} at step {int(batch['step'][row])}"
+            where = f" (gradient step {error.gradient_step}; {extreme})"
         before = {f"policy.{name}": tensor for name, tensor in self._policy.items()}
         iteration = max(model.iterations - 1, 0)  # the rollout is counted already
         saved = self._saved(model, iteration, {**batch, **before})
-        step = f"gradient step {error.gradient_step}{said}"
-        self._settle(error, iteration, f"{error} ({step}); the update is undone{saved}")
+        self._settle(error, iteration, f"{error}{where}; the update is undone{saved}")
 
     def passed(self, logged: Mapping[str, Any]) -> None:
         """Take note of an update without NaN; warn when the ratio or the KL to the prior explodes.

@@ -26,7 +26,7 @@ from lago_fast.priors.base import ActionPrior
 # attributes that a saved model is without; of the prior, which is saved by itself, the digest stays
 NOT_SAVED = (
     *("prior", "_lane", "_ahead", "_spare", "_head", "_buffer", "_prior_ids", "_instruction_id", "_guard", "_played"),
-    *("_given", "_newly_counted", "envs_anew_at"),
+    *("_given", "_fitted_groups", "envs_anew_at"),
     *("_kl_coefficient", "stage_clock", "impls", "_numbers", "_dropped", "_gradient_steps", "_micro_batches"),
     *("_prior_rows", "iterations", "run_id", "resumed"),
 )

@@ -5,11 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from stable_baselines3.common.logger import configure
 
 from lago_fast import FastKLPPO, errors
 from lago_fast.algorithms.checkpoint_every import CheckpointEvery
 from lago_fast.algorithms.guard import Guard, GuardSettings
+from lago_fast.envs.sb3_adapter import SB3VecEnv
+from tests.algorithms.array_points import ArrayPoints
 from tests.algorithms.point_env import ScriptedPrior
 from tests.algorithms.test_fast_kl_ppo import SMALL, point_env
 from tests.algorithms.test_resume import LAST, STEPS, STOPPED, Kill, Killed, Restart, assert_equal
@@ -97,19 +100,64 @@ def test_more_passes_come_nearer():
 
 
 @pytest.mark.parametrize("by_task", [True, False])
-def test_rows_of_groups_whose_prior_counts_are_taken(by_task, monkeypatch):
+def test_rows_of_all_groups_whose_prior_counts_are_taken_again_when_one_is_added(by_task, monkeypatch):
     model = given(model_of(guard=FEW))
-    one, other = torch.tensor([0, 1, 1]), torch.tensor([1, 1, 0])
+    one, other = torch.tensor([0, 1, 2]), torch.tensor([1, 1, 0])
     task_id, instruction_id = (one, other) if by_task else (other, one)
-    model._guard = Guard(FEW, ["a", "b"], np.array([0] * 4 + [1] * 4) if by_task else None)
-    model._newly_counted = [1]
+    model._guard = Guard(FEW, ["a", "b", "c"], np.array([0] * 4 + [1] * 4) if by_task else None)
     model._given = model._given._replace(task_id=task_id, instruction_id=instruction_id)
     taken = []
     monkeypatch.setattr(model, "_fit_to_given", lambda *about: taken.append(about[1].tolist()))
-    assert model._imitates()
-    model._imitate_prior([])
-    assert taken == [[False, True, True]]
     assert not model._imitates()
+    for counted in ([0.0, 1.0, 0.0], [0.0, 1.0, 1.0]):
+        model._guard.counted = counted
+        assert model._imitates()
+        model._imitate_prior([])
+        assert model._imitates()  # an update that is undone was none
+        model._note_imitated()
+        assert not model._imitates()
+        assert model.guard_state["imitated"] == counted
+    assert taken == [[False, True, False], [False, True, True]]
+
+
+def test_a_guard_saved_before_rows_could_be_given_has_nothing_left_to_imitate():
+    state = Guard(FEW, ["a"], None).state | {"counted": [1.0]}
+    del state["imitated"]
+    assert Guard(FEW, ["a"], None, state).to_imitate() == []
+
+
+@pytest.mark.parametrize("guard", [None, FEW])
+def test_a_prior_that_is_not_finite_on_a_given_row_undoes_the_update_and_is_asked_again(guard, tmp_path):
+    model = given(model_of(guard=guard, on_nan="skip"))
+    model.set_logger(configure(str(tmp_path), []))
+    answer, bad = model.prior.query, True
+
+    def query(state, instruction_id):
+        said = answer(state, instruction_id)
+        return said._replace(mean=said.mean * math.nan) if bad and len(state) == 2008 else said
+
+    model.prior.query = query
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    model.learn(256)
+    assert all(torch.equal(value, before[name]) for name, value in model.policy.state_dict().items())
+    saved = load_file(next(tmp_path.glob("non_finite_*")))
+    assert len(saved["observations"]) == 2008
+    bad, far = False, kl(model)
+    model.learn(256, reset_num_timesteps=False)
+    assert kl(model) < 0.3 * far
+    model = given(model_of(guard=guard))
+    bad, model.prior.query = True, query
+    with pytest.raises(errors.NonFiniteError, match="given row"):
+        model.learn(256)
+
+
+def test_rows_are_imitated_beside_a_rollout_that_is_collected_ahead():
+    env = SB3VecEnv(ArrayPoints(8))
+    model = FastKLPPO("MlpPolicy", env, **SMALL, prior=ScriptedPrior(), kl_coef=0.0, overlap="update")
+    given(model)
+    before = kl(model)
+    model.learn(3 * 256)
+    assert kl(model) < 0.3 * before
 
 
 def test_a_prior_that_comes_to_count_later_is_imitated_then(monkeypatch):
@@ -161,11 +209,22 @@ def test_nan_and_no_prior_and_too_late_are_refused():
         model.imitate_on(np.array([[math.nan, 0.0]], np.float32), np.zeros(1, np.int64))
     with pytest.raises(errors.UnsupportedArgument, match="no prior"):
         FastKLPPO("MlpPolicy", point_env(), **SMALL).imitate_on(states(1), np.zeros(1, np.int64))
-    for options in ({}, {"guard": FEW}):
-        model = model_of(**options)
-        model.learn(256)
-        with pytest.raises(errors.UnsupportedArgument, match="past the moment"):
-            given(model)
+    model = model_of()
+    model.learn(256)
+    with pytest.raises(errors.UnsupportedArgument, match="the first update is over"):
+        given(model)
+    without_env = model_of()
+    without_env.env = None
+    with pytest.raises(errors.UnsupportedArgument, match="set_env"):
+        given(without_env)
+
+
+def test_with_a_guard_rows_may_come_late():
+    model = model_of(guard=FEW)
+    model.learn(256)
+    before = kl(model)
+    given(model).learn(256, reset_num_timesteps=False)
+    assert kl(model) < 0.3 * before
 
 
 def test_rows_of_several_tasks_say_whose_they_are():
@@ -173,6 +232,8 @@ def test_rows_of_several_tasks_say_whose_they_are():
     model.env.tasks, model.env.task_id = ["a", "b"], np.array([0] * 4 + [1] * 4)
     with pytest.raises(errors.UnsupportedArgument, match="task_id: the guard judges 2 tasks"):
         model.imitate_on(states(3), np.zeros(3, np.int64))
+    with pytest.raises(errors.UnsupportedArgument, match="task_id: no rows of a"):
+        model.imitate_on(states(3), np.zeros(3, np.int64), np.array([1, 1, 1]))
     model.imitate_on(states(3), np.zeros(3, np.int64), np.array([0, 1, 1]))
 
 
