@@ -19,7 +19,7 @@ from lago_fast.demos import load_demos, record_demos
 from lago_fast.envs.clevr_goals import DIRECTIONS, NUM_BALLS, family_goals
 from lago_fast.envs.metaworld_tasks import task_phrasings
 from lago_fast.envs.suites import suite_named
-from lago_fast.presets import CLEVR, EnvSettings, TrainSettings
+from lago_fast.presets import CLEVR_START, EnvSettings, TrainSettings
 from lago_fast.priors.base import Kind, PriorOutput
 from lago_fast.priors.trust import Demonstrated, remember
 
@@ -57,9 +57,9 @@ TASKS = {
     "button-press": _metaworld("button-press", "push"),
     "coffee-button": _metaworld("coffee-button", "drawer-close"),
     "clevr-real": Task(
-        replace(CLEVR.env, eval_tasks=(), words="latents"),  # replaced by numbers, see `policy_table`
-        # a tenth of the steps wants a larger learning rate; these priors have no student
-        replace(CLEVR.train, steps_per_task=150_000, learning_rate=1e-3, imitate_passes=0, guard=False, **KL),
+        replace(CLEVR_START.env, eval_tasks=()),
+        # a tenth of the steps wants a larger learning rate
+        replace(CLEVR_START.train, steps_per_task=150_000, learning_rate=1e-3, guard=False, **KL),
         1_000,
     ),
 }

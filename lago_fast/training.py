@@ -306,13 +306,28 @@ def observations(states: np.ndarray, instruction_id: np.ndarray, table: np.ndarr
     return states if table is None else np.concatenate([states, table[instruction_id]], axis=1)
 
 
+def check_student(env: EnvSettings, train: TrainSettings) -> None:
+    """Raise UnsupportedArgument where settings ask for a student that there will not be, or for no imitation at all."""
+    exact = train.prior_mode != "amortised"
+    if env.words == "student" and exact:
+        raise UnsupportedArgument("words='student': there is none with prior_mode='exact'; use words='latents'")
+    if train.imitate_passes < 0:
+        raise UnsupportedArgument(f"imitate_passes={train.imitate_passes}: give 0 or more")
+    if train.imitate_passes and exact:
+        raise UnsupportedArgument(
+            "imitate_passes: an exact prior keeps no states; use prior_mode='amortised', or imitate_passes=0"
+        )
+    if train.imitate_passes and train.guard and not train.guard_imitate:
+        raise UnsupportedArgument("imitate_passes: guard_imitate=False forbids it; leave one of them out")
+
+
 def rows_to_imitate(
     prior: ActionPrior | None, settings: EnvSettings, lane: ArrayVecEnv, table: np.ndarray | None, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return observations [n, O], instruction ids [n] and task ids [n] on which a policy may imitate a student.
 
-    They are the states that the student was taught, each in WORDINGS wordings of its task that are drawn anew: a
-    policy that is to understand all wordings has to see them all, and the student answers in any.
+    They are the states that the student was taught, each with WORDINGS wordings that are drawn among all of its task,
+    whatever their goal: a policy that is to understand all of them has to see them all, and the student answers to any.
 
     Args:
         prior: the student.
@@ -322,7 +337,7 @@ def rows_to_imitate(
         seed: of the draw.
 
     Raises:
-        UnsupportedArgument: the prior is no student, or was taught none of these tasks.
+        UnsupportedArgument: the prior is no student, or was not taught one of these tasks.
     """
     if not isinstance(prior, AmortisedPrior):
         raise UnsupportedArgument(
@@ -340,8 +355,9 @@ def rows_to_imitate(
         mine = np.flatnonzero(task == k)
         ids[mine] = rng.choice([index[text] for text in of_task], size=len(mine))
     known = ids >= 0
-    if not known.any():
-        raise UnsupportedArgument(f"prior: it was taught none of {', '.join(lane.tasks)}; use imitate_passes=0")
+    untaught = [name for k, name in enumerate(lane.tasks) if not (task == k).any()]
+    if untaught:
+        raise UnsupportedArgument(f"prior: it was not taught {', '.join(untaught)}; use imitate_passes=0")
     words = rows_for(settings, lane.instructions, table)
     return observations(states[known], ids[known], words), ids[known], task[known]
 

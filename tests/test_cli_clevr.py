@@ -3,6 +3,7 @@
 The simulator, the datasets, the training and the files are real; the language model is a tiny random BERT.
 """
 
+import csv
 import json
 
 import minari
@@ -15,6 +16,7 @@ from lago_fast.demos import load_demos
 from lago_fast.envs.clevr_language import family_instructions
 from lago_fast.envs.suites import suite_named
 from lago_fast.presets import PRESETS
+from lago_fast.priors.student import StudentConfig
 from tests.command_line import backbone, lago, refused
 
 __all__ = ["backbone", "refused"]  # fixtures
@@ -112,6 +114,33 @@ def test_the_other_arms_train_too(arm, prior, demos, backbone, tmp_path):
     assert lago("train", *SMALL, *inputs[arm], "--out", tmp_path / arm) == 0
     assert runs.read_config(tmp_path / arm)["arm"] == ("lago" if arm == "exact" else arm)
     assert (tmp_path / arm / "model.zip").is_file()
+
+
+def test_a_student_is_imitated_and_its_words_are_seen(prior, run, refused, tmp_path):
+    out = tmp_path / "run"
+    words = (*SMALL, "--prior", prior, "--words", "student", "--imitate-passes", 2)
+    assert lago("train", *words, "--prior-mode", "amortised", "--explained-variance", 1.0, "--out", out) == 0
+    width = runs.load_table(out).shape[1]
+    assert 0 < width <= StudentConfig.instruction_width
+    assert runs.load_table(out).shape != runs.load_table(run).shape
+    rows = list(csv.DictReader((out / "progress.csv").read_text().splitlines()))
+    updated = next(row for row in rows if row["train/prior_kl"])
+    assert not updated["train/loss"]  # without a guard the first update is the fit
+    assert lago("eval", out, "--episodes", 2) == 0
+    before = sorted(p.name for p in out.iterdir())
+    for wrong, said in (
+        (("--words", "student"), "words='student': there is none"),
+        (("--imitate-passes", 2), "imitate_passes: an exact prior keeps no states"),
+        (("--imitate-passes", -1), "imitate_passes=-1"),
+        (
+            ("--words", "student", "--prior-mode", "amortised", "--instruction-encoder", "x"),
+            "words='student': they are",
+        ),
+    ):
+        assert said in refused("train", *SMALL, "--prior", prior, *wrong, "--out", out, "--overwrite")
+    words = ("--arm", "ppo", "--words", "student", "--out", out, "--overwrite")
+    assert "words='student': they are" in refused("train", *SMALL, *words)
+    assert sorted(p.name for p in out.iterdir()) == before
 
 
 def test_eval_plays_any_family_that_is_known_and_films_it(run, refused, tmp_path, capsys):

@@ -93,6 +93,25 @@ def test_a_student_is_imitated_in_all_wordings_of_the_tasks(finished, toy, tmp_p
     imitating = replace(toy, train=replace(toy.train, imitate_passes=1))
     trained = train_run("lago", 0, imitating, folder=tmp_path, table=table, prior=student, num_threads=1)
     assert trained.env_steps >= 600
+    plain = train_run("lago", 0, replace(toy, train=replace(toy.train, kl_coef=0.0, kl_coef_end=0.0)),
+                      folder=tmp_path / "plain", table=table, prior=student, num_threads=1)  # fmt: skip
+    kls = []
+    for model in (trained.model, plain.model):
+        with torch.no_grad():
+            outputs, _ = model._head.forward(torch.from_numpy(seen[:512]))
+            said = student(
+                torch.from_numpy(seen[:512, : lane.state_dim]), model._prior_ids[torch.from_numpy(ids[:512])]
+            )
+            kls.append(float(model._head.prior_kl(outputs, model._head.prior_outputs(said)).mean()))
+    assert kls[0] < 0.7 * kls[1]
+    for wrong, match in (
+        ({"prior_mode": "exact"}, "imitate_passes: an exact prior"),
+        ({"guard": True, "guard_imitate": False}, "imitate_passes: guard_imitate=False"),
+        ({"imitate_passes": -1}, "imitate_passes=-1"),
+    ):
+        with pytest.raises(UnsupportedArgument, match=match):
+            compare(replace(imitating, train=replace(imitating.train, **wrong)), tmp_path / "y")
+    assert not (tmp_path / "y").exists()
     with pytest.raises(UnsupportedArgument, match="imitate_passes: an exact prior"):
         train_run("lago", 0, imitating, folder=tmp_path / "x", table=table, prior=student.exact, num_threads=1)
 

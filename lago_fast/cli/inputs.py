@@ -271,7 +271,10 @@ def instruction_table(
         latents = words_of(prior, env)[match_instructions(prior, texts)]
         return policy_table(latents, env), {name: reference[name] for name in ("name", "sha256")}
     if env.words != "latents":
-        raise UnsupportedArgument("words='student': they are those of --prior, a student; give one, or words='latents'")
+        raise UnsupportedArgument(
+            "words='student': they are those of a --prior whose language model is pretrained, without "
+            "--instruction-encoder; take --words latents, or `lago compare`, which shows them to every arm"
+        )
     backbone = find_backbone(encoder or (reference["name"] if reference else DEFAULT_BACKBONE))
     latents = encode_instructions(texts, backbone)
     return policy_table(latents.numpy(), env), {"name": backbone.name, "sha256": backbone.sha256}

@@ -62,11 +62,7 @@ class Train(Command):
         """Return the settings of an environment's preset, with a student only for who asks for it."""
         del preset
         settings = start_of(env)
-        return cls(
-            out=tyro.MISSING,
-            env=replace(settings.env, words="latents"),
-            train=replace(settings.train, prior_mode="exact", imitate_passes=0),
-        )
+        return cls(out=tyro.MISSING, env=settings.env, train=replace(settings.train, prior_mode="exact"))
 
     def run(self) -> None:
         """Check every input, train, and print how it went."""
@@ -166,8 +162,12 @@ class Train(Command):
 
     def _check_inputs(self, speaks: bool) -> None:
         """Raise UnsupportedArgument when the arm lacks an input, or would ignore one."""
+        from lago_fast.training import check_student
+
         guided = self.arm.startswith("lago")
         self.asking.check(self.arm, guided, self.train.prior_mode)
+        if guided:
+            check_student(self.env, self.train)
         if guided and self.prior is None:
             raise UnsupportedArgument(
                 f"prior: the arm {self.arm} needs one; make it with `lago fit-prior` and name its folder"

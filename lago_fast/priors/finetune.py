@@ -161,7 +161,7 @@ def fit_prior(
     def config_for(backbone: Backbone) -> PriorConfig:
         chosen = form or ("pooled" if backbone.kind == "encoder" else "prompt")
         if wording_noise and chosen != "pooled":
-            raise UnsupportedArgument(f'wording_noise: form="{chosen}" has no instruction latents; leave it 0')
+            raise UnsupportedArgument(f'wording_noise: form="{chosen}" has no instruction latents; give 0')
         return PriorConfig(
             kind, rows.state.shape[1], width, low, high, form=chosen, finetune=finetune, layers=layers, std=std,
             std_init=std_init, std_floor=std_floor, head_hidden=head_hidden, state_path=state_path,
