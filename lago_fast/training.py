@@ -35,6 +35,7 @@ from lago_fast.priors.base import ActionPrior, match_instructions
 ARMS = ("ppo", "lago", "bc_ppo", "lago_random_init")
 CHECKPOINT_EVERY = 25  # iterations between two checkpoints
 GROUPED_FROM = 16  # simulators per task; fewer were not measured
+NO_STATES = "imitate_passes: an exact prior keeps no states; use prior_mode='amortised', or imitate_passes=0"
 WORDINGS = 4  # in which each state is seen where a student is imitated
 WINDOW = 50  # episodes per task over which training success is counted
 
@@ -314,9 +315,7 @@ def check_student(env: EnvSettings, train: TrainSettings) -> None:
     if train.imitate_passes < 0:
         raise UnsupportedArgument(f"imitate_passes={train.imitate_passes}: give 0 or more")
     if train.imitate_passes and exact:
-        raise UnsupportedArgument(
-            "imitate_passes: an exact prior keeps no states; use prior_mode='amortised', or imitate_passes=0"
-        )
+        raise UnsupportedArgument(NO_STATES)
     if train.imitate_passes and train.guard and not train.guard_imitate:
         raise UnsupportedArgument("imitate_passes: guard_imitate=False forbids it; leave one of them out")
 
@@ -340,9 +339,7 @@ def rows_to_imitate(
         UnsupportedArgument: the prior is no student, or was not taught one of these tasks.
     """
     if not isinstance(prior, AmortisedPrior):
-        raise UnsupportedArgument(
-            "imitate_passes: an exact prior keeps no states; use prior_mode='amortised', or imitate_passes=0"
-        )
+        raise UnsupportedArgument(NO_STATES)
     rng, suite = np.random.default_rng(seed), suite_named(settings.env)
     index = {text: i for i, text in enumerate(lane.instructions)}
     texts = [suite.texts((task,)) for task in lane.tasks]
