@@ -128,7 +128,7 @@ CLEVR_START = Experiment(
         sample_actions=True,
         num_envs=64,
         max_episode_steps=50,
-        # of 381 directions 29: with more of them, what is learnt of the real wordings carries over to fewer others
+        # few directions: with more of them, what is learnt of the real wordings carries over to fewer others
         explained_variance=0.98,
     ),
     demos=DemoSettings(episodes_per_task=8000, success_only=True, num_envs_per_task=100),
