@@ -4,7 +4,7 @@ Rows whose `valid` is False (the step after an end on the array lane) stay in pl
 Test: pytest tests/test_buffers.py
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,14 @@ def map_observations(function: Callable[[Any], Tensor], observations: Any) -> Ob
     if isinstance(observations, dict):
         return {key: function(column) for key, column in observations.items()}
     return function(observations)
+
+
+def put(array: np.ndarray, place: Tensor) -> None:
+    """Copy an array [...] to a tensor of its shape; to one on a GPU from pinned memory, and the host does not wait."""
+    source = torch.from_numpy(array)
+    if place.device.type == "cuda":
+        source = source.to(place.dtype).pin_memory()
+    place.copy_(source, non_blocking=True)
 
 
 class RolloutBatch(NamedTuple):
@@ -83,7 +91,7 @@ class RolloutBuffer:
     def store_observation(self, t: int, observation: Any, envs: slice = slice(None)) -> Observations:
         """Store what the policy sees of `envs` at step t, [n, ...] or a dictionary of such; return it as tensors."""
         for column, array in self._pairs(observation):
-            column[t, envs] = torch.from_numpy(array)
+            put(array, column[t, envs])
         return self.observation_at(t, envs)
 
     def observation_at(self, t: int, envs: slice = slice(None)) -> Observations:
@@ -134,22 +142,32 @@ class RolloutBuffer:
     def get(self, batch_size: int, *, reuse: bool = False, impl: str = "auto") -> Iterator[RolloutBatch]:
         """Yield every row once, in minibatches of a fresh permutation.
 
-        Rows are numbered environment by environment and permuted by numpy's global generator, as in
-        Stable-Baselines3, so that the same seed gives the same minibatches there and here.
-
         Args:
             batch_size: rows of a minibatch; the last may have fewer.
             reuse: let each minibatch overwrite the one before it.
             impl: implementation of the op `take_rows`.
         """
+        columns = ops.columns(self.columns(), reuse=reuse, impl=impl)
+        for rows in self.shuffled(batch_size):
+            yield self.as_batch(columns.take(rows))
+
+    def shuffled(self, batch_size: int) -> Iterator[Tensor]:
+        """Yield the number of every row of `columns` once, [<= batch_size] int64 each, in a fresh permutation.
+
+        Rows are numbered environment by environment and permuted by numpy's global generator, as in
+        Stable-Baselines3, so that the same seed gives the same minibatches there and here.
+        """
         order = np.random.permutation(self.n_steps * self.n_envs)
-        rows = torch.as_tensor((order % self.n_steps) * self.n_envs + order // self.n_steps, device=self.device)
-        seen = self.observations
-        keys = list(seen) if isinstance(seen, dict) else []
-        flat = [
-            t.flatten(0, 1)
-            for t in (
-                *(seen.values() if isinstance(seen, dict) else (seen,)),
+        rows = torch.empty(len(order), dtype=torch.int64, device=self.device)
+        put((order % self.n_steps) * self.n_envs + order // self.n_steps, rows)
+        yield from rows.split(batch_size)
+
+    def columns(self) -> list[Tensor]:
+        """Return what minibatches are taken from, [T * N, ...] each; `as_batch` names rows of them."""
+        return [
+            column.flatten(0, 1)
+            for column in (
+                *(self.observations.values() if isinstance(self.observations, dict) else (self.observations,)),
                 self.actions,
                 self.values,
                 self.log_probs,
@@ -160,11 +178,13 @@ class RolloutBuffer:
                 *(() if self.kl_weight is None else (self.kl_weight,)),
             )
         ]
-        columns = ops.columns(flat, reuse=reuse, impl=impl)
-        for start in range(0, len(order), batch_size):
-            taken = columns.take(rows[start : start + batch_size])
-            observations = dict(zip(keys, taken, strict=False)) if keys else taken[0]
-            actions, values, log_prob, advantages, returns, weight, *prior = taken[max(1, len(keys)) :]
-            kl_weight = None if self.kl_weight is None else prior.pop()
-            rest = actions, values, log_prob, advantages, returns, weight, tuple(prior), kl_weight
-            yield RolloutBatch(observations, *rest)
+
+    def as_batch(self, taken: Sequence[Tensor]) -> RolloutBatch:
+        """Return rows [B, ...] of each of `columns` as a minibatch."""
+        keys = list(self.observations) if isinstance(self.observations, dict) else []
+        observations: Observations = dict(zip(keys, taken, strict=False)) if keys else taken[0]
+        actions, values, log_prob, advantages, returns, weight, *prior = taken[max(1, len(keys)) :]
+        kl_weight = None if self.kl_weight is None else prior.pop()
+        return RolloutBatch(
+            observations, actions, values, log_prob, advantages, returns, weight, tuple(prior), kl_weight
+        )

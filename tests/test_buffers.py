@@ -1,9 +1,10 @@
 """Storage: every row once, in SB3's order, invalid rows weightless, bootstrap values where they belong."""
 
 import numpy as np
+import pytest
 import torch
 
-from lago_fast.buffers import RolloutBuffer
+from lago_fast.buffers import RolloutBuffer, put
 
 
 def filled(n_steps=5, n_envs=3):
@@ -42,3 +43,20 @@ def test_bootstrap_shifts_values_and_replaces_lost_ones():
     torch.testing.assert_close(buffer.next_values[-1], torch.tensor([7.0, 8.0, 9.0]))
     assert buffer.next_values[1, 2] == -1.0
     assert buffer.next_values[1, 0] == buffer.values[2, 0]
+
+
+def test_an_array_is_put_into_part_of_a_column_in_its_dtype():
+    column = torch.zeros(3, 4)
+    put(np.arange(2, dtype=np.float64), column[1, 2:])
+    assert column.tolist() == [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]
+
+
+@pytest.mark.gpu
+def test_an_array_is_put_onto_a_gpu_without_waiting():
+    column = torch.zeros(3, 4, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        put(np.arange(4, dtype=np.float64), column[1])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert column[1].tolist() == [0, 1, 2, 3]

@@ -25,7 +25,7 @@ from lago_fast.algorithms.prior_query import query_prior
 from lago_fast.algorithms.stage_clock import StageClock
 from lago_fast.algorithms.stepping import steps, torch_threads_beside
 from lago_fast.algorithms.workers import name_env
-from lago_fast.buffers import Observations, map_observations
+from lago_fast.buffers import Observations, map_observations, put
 from lago_fast.errors import NonFiniteError, UnsupportedArgument
 from lago_fast.priors.base import ActionPrior
 
@@ -132,7 +132,7 @@ class CollectingPPO(OverlappingPPO):
             (buffer.truncated, step.truncated),
             (buffer.valid, step.valid),
         ):
-            column[t] = torch.from_numpy(array)
+            put(array, column[t])
         self.stage_clock.lap("transfer")
         if len(step.replaced):
             envs = torch.as_tensor(step.replaced, device=self.device)
@@ -179,7 +179,7 @@ class CollectingPPO(OverlappingPPO):
         if self.use_sde and self.sde_sample_freq > 0 and t % self.sde_sample_freq == 0:
             self.policy.reset_noise(self.n_envs)
         buffer, clock = actor.buffer, actor.clock
-        buffer.instruction_id[t, rows] = torch.from_numpy(instruction_id)
+        put(instruction_id, buffer.instruction_id[t, rows])
         observations = buffer.store_observation(t, observation, rows)
         clock.lap("transfer")
         acted = actor.head.act(observations, actor.generator)
