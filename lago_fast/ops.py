@@ -493,4 +493,5 @@ def _as_scalar(value: float | Tensor, device: torch.device) -> Tensor:
 
 def coefficients_on(device: torch.device, **values: float | None) -> dict[str, Tensor | None]:
     """Return each coefficient as a 0-D float32 tensor on `device`; None stays None."""
-    return {k: None if v is None else torch.tensor(v, dtype=torch.float32, device=device) for k, v in values.items()}
+    # filled, not copied: the host does not wait for the device
+    return {k: None if v is None else torch.full((), v, dtype=torch.float32, device=device) for k, v in values.items()}

@@ -96,6 +96,7 @@ class TrainSettings:
     prior_mode: Literal["exact", "amortised"] = "exact"  # ask the language model itself, or the fast student
     # collect the next rollout while the policy is updated: it is learnt from one update late
     overlap: Literal["none", "update"] = "none"
+    cuda_graph: bool = False  # replay a minibatch's gradient step as one CUDA graph
     impl: Literal["auto", "reference", "inductor", "cpp", "triton", "cuda"] = "auto"  # of the loss
     device: str = "cpu"  # cpu, cuda, or auto for CUDA where there is one
 

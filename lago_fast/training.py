@@ -259,6 +259,7 @@ def train_run(
             guard=guard_settings(settings) if guided else None,
             impl=settings.impl,
             overlap=settings.overlap,
+            cuda_graph=settings.cuda_graph,
         )
         lane = env.array_lane
         if guided and settings.imitate_passes:

@@ -36,7 +36,8 @@ def clipped_step(block: Block, settings: Settings, max_norm: float, *, lanes: in
     _C.adam(
         tuple(tensor.data_ptr() for tensor in block[:4]),
         block.parameter.numel(),
-        *settings,
+        float(settings.lr),
+        *settings[1:],
         max_norm,
         block.step.item(),
         lanes,

@@ -20,7 +20,7 @@ class Block(NamedTuple):
 
 
 class Settings(NamedTuple):
-    lr: float
+    lr: float | Tensor  # a 0-D float32 tensor where a captured graph is to follow its changes
     beta_1: float
     beta_2: float
     eps: float

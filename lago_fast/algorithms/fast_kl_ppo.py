@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from lago_fast import ops
+from lago_fast.algorithms.captured import CapturedStep
 from lago_fast.algorithms.flat_adam import FlatAdam
 from lago_fast.algorithms.guard import GuardSettings, settings_of
 from lago_fast.algorithms.gymnasium_vector import GymnasiumVecEnv
@@ -71,6 +72,8 @@ class FastKLPPO(ImitatingPPO):
             Stable-Baselines3's and gymnasium's loops, in the main thread and without other alarms; None: forever.
         overlap: "update" collects the next rollout while the policy is updated, so that it is learnt from one update
             late (`algorithms.overlapping` says what callbacks see); needs an env with an array lane and no gSDE.
+        cuda_graph: replay the gradient step of a full minibatch as one CUDA graph; on a GPU, with Box or Discrete
+            actions, this trainer's own optimiser, and neither `target_kl` nor `overlap`.
 
     Raises:
         UnsupportedArgument: a value that cannot be honoured.
@@ -121,6 +124,7 @@ class FastKLPPO(ImitatingPPO):
         on_nan: str = "raise",
         step_timeout_s: float | None = STEP_TIMEOUT_S,
         overlap: str = "none",
+        cuda_graph: bool = False,
     ) -> None:
         if rollout_buffer_class is not None or rollout_buffer_kwargs:
             raise UnsupportedArgument("rollout_buffer_class, rollout_buffer_kwargs: the buffer is part of this trainer")
@@ -129,6 +133,8 @@ class FastKLPPO(ImitatingPPO):
             kl_placement=kl_placement,
             prior_temperature=prior_temperature,
             overlap=overlap,
+            cuda_graph=cuda_graph,
+            target_kl=target_kl,
             device=device,
         )
         guard_settings = settings_of(guard)
@@ -143,6 +149,7 @@ class FastKLPPO(ImitatingPPO):
         self.kl_direction, self.kl_placement = kl_direction, kl_placement
         self.prior_temperature, self.warm_start, self.impl = prior_temperature, warm_start, impl
         self.on_nan, self.step_timeout_s, self.overlap = on_nan, step_timeout_s, overlap
+        self.cuda_graph = cuda_graph
         self.prior = prior
         self.prior_digest: str | None = None
         # plain numbers, which a saved model holds as text
@@ -210,6 +217,8 @@ class FastKLPPO(ImitatingPPO):
         self._buffer = self._new_buffer(self.n_steps)
         self.rollout_buffer = self._buffer  # type: ignore[assignment]  # under the name that callbacks read
         self.stage_clock = StageClock(self.device)
+        graphed = self.cuda_graph and self.device.type == "cuda"  # a model from a GPU is loaded on a CPU, too
+        self._captured = CapturedStep(self._head, self.impls["take_rows"]) if graphed else None
         self._set_up_overlap()
         if self.prior is not None:
             self.set_prior(self.prior)
@@ -309,10 +318,19 @@ class FastKLPPO(ImitatingPPO):
         statistics: list[Tensor] = []  # [7] each, read once at the end
         epoch_start, stopped = 0, False
         clock = self.stage_clock
+        columns = ops.columns(buffer.columns(), reuse=True, impl=self.impls["take_rows"])
+        if self._captured is not None:
+            self._captured.begin(buffer, coefficients, self.batch_size, self.max_grad_norm, options)
         clock.lap("logging")
         for epoch in range(self.n_epochs):
             epoch_start = len(statistics)
-            for batch in buffer.get(self.batch_size, reuse=True, impl=self.impls["take_rows"]):
+            for rows in buffer.shuffled(self.batch_size):
+                taken = None if self._captured is None else self._captured.take(rows)
+                if taken is not None:
+                    statistics.append(taken)
+                    clock.lap("update")
+                    continue
+                batch = buffer.as_batch(columns.take(rows))
                 clock.lap("transfer")
                 outputs, values = self._micro_batches.evaluate(self._head, batch)
                 clock.lap("policy")
@@ -332,8 +350,8 @@ class FastKLPPO(ImitatingPPO):
             if stopped:
                 break
         self._gradient_steps = len(statistics)
-        rows = torch.stack(statistics).cpu().numpy()
-        prior_kl = record_update(self.logger, rows, epoch_start, coefficients, buffer)
+        found = torch.stack(statistics).cpu().numpy()
+        prior_kl = record_update(self.logger, found, epoch_start, coefficients, buffer)
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", torch.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

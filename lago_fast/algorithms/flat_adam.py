@@ -48,10 +48,15 @@ class FlatAdam(torch.optim.Adam):
             self._gathered.block.grad.zero_()
 
     @torch.no_grad()
-    def clipped_step(self, max_norm: float) -> None:
-        """Scale all gradients such that their common norm is at most `max_norm`, and take one step of Adam."""
+    def clipped_step(self, max_norm: float, lr: Tensor | None = None) -> None:
+        """Scale all gradients such that their common norm is at most `max_norm`, and take one step of Adam.
+
+        Args:
+            max_norm: of all gradients together.
+            lr: the learning rate as a 0-D float32 tensor on the parameters' device; None: the group's.
+        """
         group = self.param_groups[0]
-        settings = ops.AdamSettings(group["lr"], BETA_1, BETA_2, group["eps"])
+        settings = ops.AdamSettings(group["lr"] if lr is None else lr, BETA_1, BETA_2, group["eps"])
         ops.clipped_adam(self.gather(), settings, max_norm, impl=self.impl)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -6,13 +6,21 @@ Test: pytest tests/algorithms/test_fast_kl_ppo.py -k refused
 from typing import Any
 
 import torch
+from stable_baselines3.common.utils import get_device
 
 from lago_fast.algorithms.overlapping import check_overlap
 from lago_fast.errors import DeviceUnavailable, UnsupportedArgument
 
 
 def check_values(
-    *, kl_direction: str, kl_placement: str, prior_temperature: float, overlap: str, device: torch.device | str
+    *,
+    kl_direction: str,
+    kl_placement: str,
+    prior_temperature: float,
+    overlap: str,
+    cuda_graph: bool,
+    target_kl: float | None,
+    device: torch.device | str,
 ) -> None:
     """Raise UnsupportedArgument, or DeviceUnavailable, for a value that has no meaning or cannot be had here."""
     if kl_direction not in ("policy_prior", "prior_policy"):
@@ -24,6 +32,21 @@ def check_values(
     check_overlap(overlap)
     if torch.device("cpu" if device == "auto" else device).type == "cuda" and not torch.cuda.is_available():
         raise DeviceUnavailable(f"device={device!r}: this machine has no CUDA device; use device='cpu' or 'auto'")
+    if cuda_graph:
+        _check_graph(target_kl, overlap, device)
+
+
+def _check_graph(target_kl: float | None, overlap: str, device: torch.device | str) -> None:
+    if get_device(device).type != "cuda":
+        raise UnsupportedArgument("cuda_graph: there are none without a CUDA device; pass cuda_graph=False")
+    if target_kl is not None:
+        raise UnsupportedArgument(
+            "target_kl, cuda_graph: an early stop asks the host after every minibatch; pass cuda_graph=False"
+        )
+    if overlap != "none":
+        raise UnsupportedArgument(
+            "overlap, cuda_graph: a capture tolerates no other thread's work on the device; pass one of them"
+        )
 
 
 def check_guidance(*, has_prior: bool, warm_start: bool, guarded: bool, kl_placement: str, kl_coef: Any) -> None:

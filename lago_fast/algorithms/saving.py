@@ -28,6 +28,7 @@ NOT_SAVED = (
     *("prior", "_lane", "_ahead", "_spare", "_head", "_buffer", "_prior_ids", "_instruction_id", "_guard", "_played"),
     *("_given", "_fitted_groups", "envs_anew_at"),
     *("_kl_coefficient", "stage_clock", "impls", "_numbers", "_dropped", "_gradient_steps", "_micro_batches"),
+    "_captured",
     *("_prior_rows", "iterations", "run_id", "resumed"),
 )
 
