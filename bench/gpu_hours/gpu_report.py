@@ -49,6 +49,7 @@ def steps(out: Path) -> list[Step]:
 
     build = (python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index", "-e", str(ROOT))
     tests = (python, "-m", "pytest", *_gpu_tests(), "-m", "gpu", "-q")
+    update = (python, "-m", "bench.update", str(out / "update.json"), "--device", "cuda")
     language = ("torch", "transformers", "tokenizers", "pytest")
     ladder = (python, "-m", "bench.gpu_hours.llama_ladder", str(out / "ladder.json"))
     llama = ("bench/bench_prior.py", "-k", "llama2 and not amortised")
@@ -56,6 +57,7 @@ def steps(out: Path) -> list[Step]:
         Step("build", ("scikit_build_core", "pybind11"), build, 150, programs=("nvcc", "cmake")),
         Step("gpu_tests", ("torch", "pytest", "hypothesis"), tests, 120),
         bench("kernels", 60, "bench/bench_ppo_kl.py", "bench/bench_gae.py", "bench/bench_sample.py"),
+        Step("update", ("torch", "stable_baselines3", "gymnasium", "envpool"), update, 40),
         Step("ladder", (*language, "stable_baselines3", "gymnasium", "envpool", "minari"), ladder, 280),
         Step("report", ("matplotlib",), (python, "-m", "bench.gpu_hours.report", str(out / "ladder.json")), 30),
         bench("priors", 120, *llama, needs=language),

@@ -59,7 +59,7 @@ def test_every_part_is_in_the_summary_and_a_missing_package_stops_no_other(tmp_p
     monkeypatch.setattr(gpu_report, "find_gpu", lambda: "a GPU")
     ran = []
     summary = report(tmp_path / "out", run=lambda step, *_: ran.append(step.name) or {"state": "ok"})
-    assert ran == ["build", "gpu_tests", "kernels"]
+    assert ran == ["build", "gpu_tests", "kernels", "update"]
     assert summary["parts"]["ladder"]["state"] == "skipped: transformers not installed"
     assert summary["parts"]["report"]["state"] == "skipped: the ladder left no result"
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
