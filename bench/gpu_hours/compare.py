@@ -116,6 +116,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--prepare", action="store_true", help="run stage 1 and measure nothing")
     parser.add_argument("--peers", action="store_true", help="plain PPO, by us and others, besides")
     parser.add_argument("--sbx-python", help="an interpreter with sbx-rl and this package")
+    parser.add_argument("--skrl-python", help="an interpreter with skrl and this package")
     parser.add_argument("--quantization", default="bf16", choices=["bf16", "int8", "nf4", "fp8"])
     parser.add_argument("--backbone-shape", type=Path, help="a folder with config.json: random weights of that shape")
     for field in fields(Work):
@@ -149,9 +150,11 @@ def main(words: Sequence[str] | None = None) -> None:
             "first_users_prior_differs_by": agree(stage, work),
         }
     if options.peers:
-        if options.sbx_python is None:
-            record["skipped"].append("sbx: no --sbx-python was given")
-        arms += peers(work, options.sbx_python, python_envs=python_envs)
+        others = {"sbx": options.sbx_python, "skrl": options.skrl_python}
+        record["skipped"] += [
+            f"{name}: no --{name}-python was given" for name, where in others.items() if where is None
+        ]
+        arms += peers(work, *others.values(), python_envs=python_envs)
     record |= {
         "work": plain(work),
         "torch_threads": torch.get_num_threads(),

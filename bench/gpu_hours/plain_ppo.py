@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from bench.gpu_hours.work import Work
 
 
-def _net(inputs: int, widths: tuple[int, ...], outputs: int) -> nn.Sequential:
+def net(inputs: int, widths: tuple[int, ...], outputs: int) -> nn.Sequential:
+    """Return linear layers with tanh between them."""
     layers: list[nn.Module] = []
     for width in widths:
         layers += [nn.Linear(inputs, width), nn.Tanh()]
@@ -32,7 +33,7 @@ class PlainPPO:
         torch.manual_seed(work.seed)
         self.lane, self.work, self.num_timesteps = lane, work, 0
         inputs, self.width = lane.observation_space.shape[0], lane.action_space.shape[0]
-        self.actor, self.critic = (_net(inputs, work.net_arch, n).to(work.device) for n in (self.width, 1))
+        self.actor, self.critic = (net(inputs, work.net_arch, n).to(work.device) for n in (self.width, 1))
         self.log_std = nn.Parameter(torch.full((self.width,), work.log_std_init, device=work.device))
         self.parameters = [*self.actor.parameters(), *self.critic.parameters(), self.log_std]
         self.optimizer = torch.optim.Adam(self.parameters, lr=work.learning_rate, eps=1e-5)

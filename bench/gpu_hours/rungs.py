@@ -102,21 +102,21 @@ def ladder(work: Work, stage: Stage, carried: str, *, python_envs: bool = True) 
             "prefix KV" if stage.shared_is == "exact" else "the instruction pooled into one token",
             stage.shared_is,
             stage.shared.facts,
-            partial(by_user, _asker(stage.shared.prior), in_every_minibatch=False),
+            partial(by_user, asker(stage.shared.prior), in_every_minibatch=False),
         ),
         Arm(
             f"4 {stage.quantized.facts['quantization']}",
             "fewer bits" + ("" if carried == "quantized" else " (slower here: not carried on)"),
             "approximate",
             stage.quantized.facts,
-            partial(by_user, _asker(stage.quantized.prior), in_every_minibatch=False),
+            partial(by_user, asker(stage.quantized.prior), in_every_minibatch=False),
         ),
         Arm(
             "5 EnvPool",
             f"native stepping, with the prior of rung {3 if carried == 'shared' else 4}",
             exact_or,
             later.facts,
-            partial(_by_user, work, _asker(later.prior), in_every_minibatch=False, python_envs=False),
+            partial(_by_user, work, asker(later.prior), in_every_minibatch=False, python_envs=False),
         ),
         Arm("6 FastKLPPO", "fused update", exact_or, later.facts, partial(_ours, work, later.prior, groups=1)),
         Arm("7 two groups", "double-buffered collection", exact_or, later.facts, partial(_ours, work, later.prior)),
@@ -137,15 +137,17 @@ def side_row(work: Work, stage: Stage, carried: str) -> Arm:
     return Arm("side row: overlapped", adds, "stale", later.facts, partial(steady, work, later.prior, overlap="update"))
 
 
-def peers(work: Work, sbx_python: str | None, *, python_envs: bool = True) -> list[Arm]:
-    """Return plain PPO, by this package and by others; `sbx_python`: an interpreter that has sbx-rl."""
+def peers(work: Work, sbx_python: str | None, skrl_python: str | None = None, *, python_envs: bool = True) -> list[Arm]:
+    """Return plain PPO, by this package and by others; `sbx_python`, `skrl_python`: interpreters that have these."""
     arms = [
         Arm("FastKLPPO, no prior", "this package", "peer", {}, partial(_ours, work, None)),
         Arm("SB3 on EnvPool", "Stable-Baselines3's PPO", "peer", {}, partial(_sb3, work)),
         Arm("CleanRL style on EnvPool", "one file of eager PyTorch", "peer", {}, partial(_plain, work)),
     ]
-    if sbx_python is not None:
-        arms.append(Arm("sbx on EnvPool", "SB3's PPO in JAX", "peer", {}, partial(_elsewhere, work, sbx_python)))
+    for name, adds, python in (("sbx", "SB3's PPO in JAX", sbx_python), ("skrl", "its PPO in PyTorch", skrl_python)):
+        if python is not None:
+            elsewhere = partial(_elsewhere, work, python, f"bench.gpu_hours.{name}_worker")
+            arms.append(Arm(f"{name} on EnvPool", adds, "peer", {}, elsewhere))
     if python_envs:
         arms.append(
             Arm("SB3 on Python Meta-World", "SB3's PPO", "peer", {}, partial(_by_user, work, None, python_envs=True))
@@ -167,7 +169,9 @@ def make_env(work: Work, groups: int = 1) -> Any:
     )
 
 
-def _asker(prior: Any) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+def asker(prior: Any) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """Return a prior as rungs 2 to 5 ask it: states and instruction ids to mean and std."""
+
     def ask(states: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         answer = prior.query(states, ids)
         return answer.mean, answer.log_std.exp()
@@ -180,7 +184,7 @@ def _ours(work: Work, prior: Any, groups: int = 2) -> Iterator[Slice]:
     """Whole iterations of FastKLPPO."""
     env = make_env(work, groups)
     model = FastKLPPO("MlpPolicy", env, **work.ppo(), prior=prior, kl_coef=work.kl_coef if prior is not None else 0.0)
-    yield partial(_iteration, model)
+    yield partial(iteration, model)
     env.close()
 
 
@@ -210,19 +214,19 @@ def steady(work: Work, prior: Any, overlap: str = "none") -> Iterator[Slice]:
 @contextmanager
 def _sb3(work: Work) -> Iterator[Slice]:
     env = make_env(work)
-    yield partial(_iteration, PPO("MlpPolicy", env, **work.ppo()))
+    yield partial(iteration, PPO("MlpPolicy", env, **work.ppo()))
     env.close()
 
 
 @contextmanager
 def _plain(work: Work) -> Iterator[Slice]:
     env = make_env(work)
-    yield partial(_iteration, PlainPPO(env.array_lane, work))
+    yield partial(iteration, PlainPPO(env.array_lane, work))
     env.close()
 
 
-def _iteration(model: Any) -> Measured:
-    """Train for one rollout and its update."""
+def iteration(model: Any) -> Measured:
+    """Train a model for one rollout and its update."""
     before = model.num_timesteps
     with measured() as cost:
         model.learn(1, log_interval=1000, reset_num_timesteps=before == 0)  # one step more is one rollout more
@@ -230,9 +234,9 @@ def _iteration(model: Any) -> Measured:
 
 
 @contextmanager
-def _elsewhere(work: Work, python: str) -> Iterator[Slice]:
-    """Iterations of a peer in another interpreter, which prints one line of JSON for each line that it reads."""
-    command = [python, "-m", "bench.gpu_hours.sbx_worker", json.dumps(work.__dict__)]
+def _elsewhere(work: Work, python: str, worker_module: str) -> Iterator[Slice]:
+    """Iterations of a peer in another interpreter (`bench.gpu_hours.worker`)."""
+    command = [python, "-m", worker_module, json.dumps(work.__dict__)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as worker:
         assert worker.stdin is not None
         assert worker.stdout is not None

@@ -1,31 +1,20 @@
-"""sbx's PPO as a worker in an interpreter of its own: one iteration per line read, one line of JSON per iteration.
+"""sbx's PPO as a worker (`bench.gpu_hours.worker`), for an interpreter that has sbx-rl and this package."""
 
-python -m bench.gpu_hours.sbx_worker '{"task": "push", ...}'
-"""
-
-import json
-import sys
-from dataclasses import asdict
+from typing import Any
 
 from sbx import PPO
 
-from bench.gpu_hours.accounting import measured
 from bench.gpu_hours.rungs import make_env
 from bench.gpu_hours.work import Work
+from bench.gpu_hours.worker import serve
 
 
-def main() -> None:
-    settings = json.loads(sys.argv[1])
-    work = Work(**{**settings, "net_arch": tuple(settings["net_arch"])})
+def make(work: Work) -> Any:
+    """Return sbx's PPO on the native env."""
     keywords = work.ppo()
     del keywords["device"]  # JAX places its arrays itself
-    model = PPO("MlpPolicy", make_env(work), **keywords)
-    for _ in sys.stdin:
-        before = model.num_timesteps
-        with measured() as cost:
-            model.learn(1, log_interval=1000, reset_num_timesteps=before == 0)
-        print(json.dumps({"cost": asdict(cost()), "env_steps": model.num_timesteps - before}), flush=True)
+    return PPO("MlpPolicy", make_env(work), **keywords)
 
 
 if __name__ == "__main__":
-    main()
+    serve(make)

@@ -37,7 +37,7 @@ def test_every_rung_and_peer_of_a_shape_takes_its_turns(tmp_path, capsys):
     assert {part["name"]: part["times"] for part in careful} == {"collection": 4, "prior": 4, "update": 1}
     assert result["first_users_prior_differs_by"] < 1e-3
     assert result["weights"] == "random"
-    assert result["skipped"] == ["sbx: no --sbx-python was given"]
+    assert result["skipped"] == ["sbx: no --sbx-python was given", "skrl: no --skrl-python was given"]
     report.main([str(out)])
     told = capsys.readouterr().out
     assert "random weights" in told
