@@ -12,13 +12,14 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 NATIVE := $(shell find csrc kernels -name '*.cc' -o -name '*.h' -o -name '*.inc' -o -name '*.cu')
 CXX_FILES := $(filter-out %.cu,$(NATIVE)) $(wildcard tests/native/*)
+PARTS := $(addprefix tests/,algorithms bench kernels native)
 LINTED := lago_fast kernels tests $(wildcard bench)
 STRESS := $${CXX:-c++} -std=c++17 -O1 -g -pthread -Icsrc csrc/core/threads.cc csrc/latent_cache/*.cc \
   tests/native/latent_cache_stress.cc
 LOSSES_STRESS := $${CXX:-c++} -std=c++17 -O1 -g -pthread -Wno-psabi -ffp-contract=fast -Icsrc csrc/core/threads.cc \
   csrc/ops/ppo_kl_categorical.cc csrc/ops/ppo_kl_gaussian.cc tests/native/threads_stress.cc
 
-.PHONY: help install demo clevr test lint format type wheel bench llm-priors gpu-report asan tsan fuzz kill soak cuda sanitizer
+.PHONY: help install demo clevr test test-parts test-whole lint format type wheel bench llm-priors gpu-report asan tsan fuzz kill soak cuda sanitizer
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,8 +32,14 @@ demo: .venv/.installed  ## PPO against LaGO on Meta-World: runs/demo/report.json
 clevr: .venv/.installed  ## PPO against LaGO on CLEVR-Robot at the paper's budget: runs/clevr/report.json and curves.png
 	$(BIN)/lago compare --preset clevr --out runs/clevr --workers 2 --overwrite
 
-test: lint type  ## lint, types and the whole test-suite
-	$(BIN)/python -m pytest
+test: lint type  ## lint, types and the whole test-suite, in two processes: most tests keep one core busy
+	$(MAKE) --jobs=2 test-parts test-whole
+
+test-parts: .venv/.installed  ## trainers, kernels, native code and benches
+	$(BIN)/python -m pytest $(PARTS)
+
+test-whole: .venv/.installed  ## environments, priors, and what users type
+	$(BIN)/python -m pytest tests $(PARTS:%=--ignore=%)
 
 lint: .venv/.installed  ## ruff and clang-format, changing nothing
 	$(BIN)/ruff check $(LINTED)

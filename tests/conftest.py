@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-# More threads than cores make small tensors slower; the suite's own parallelism is the machine's.
+# More threads than cores make small tensors slower, and `make test` runs two of these processes.
 torch.set_num_threads(1)
 
 # Triton's kernels run on CPU tensors by its interpreter. It is chosen when triton is first imported, which also
@@ -37,6 +37,6 @@ def _seeded() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the fuzzing verbs of the Makefile ask for more than the suite does."""
-    parser.addoption("--mutations", type=int, default=300, help="damaged files per loader")
+    parser.addoption("--mutations", type=int, default=100, help="damaged files per loader")
     parser.addoption("--kills", type=int, default=4, help="how often a training process is killed")
     parser.addoption("--soak-steps", type=int, default=60_000, help="env steps of the soak")

@@ -74,6 +74,7 @@ OURS = {
     "on_nan",
     "step_timeout_s",
     "overlap",
+    "cuda_graph",
 }
 
 
