@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 
 from bench.gpu_hours import accounting
 from bench.gpu_hours.rungs import Arm, Measured, ladder, peers, side_row
-from bench.gpu_hours.work import Stage, Work, fitted, plain, shaped
+from bench.gpu_hours.work import Stage, Work, add_work, fitted, plain, shaped, work_of
 from lago_fast import runs
 from lago_fast.cores import usable_cores
 from lago_fast.priors.quantize import weights_bytes
@@ -119,12 +119,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--skrl-python", help="an interpreter with skrl and this package")
     parser.add_argument("--quantization", default="bf16", choices=["bf16", "int8", "nf4", "fp8"])
     parser.add_argument("--backbone-shape", type=Path, help="a folder with config.json: random weights of that shape")
-    for field in fields(Work):
-        if field.type in ("int", "float", "str", int, float, str):
-            kind = type(field.default)
-            parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    add_work(parser, Work())
     options = parser.parse_args(words)
-    work = replace(Work(), **{f.name: getattr(options, f.name) for f in fields(Work) if hasattr(options, f.name)})
+    work = work_of(options)
     torch.set_num_threads(usable_cores())
     python_envs = find_spec("metaworld") is not None
     arms: list[Arm] = []

@@ -3,10 +3,11 @@
 Test: pytest tests/bench/test_gpu_hours.py
 """
 
+import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,6 +74,19 @@ class Work:
             "seed": self.seed,
             "policy_kwargs": {"net_arch": list(self.net_arch), "log_std_init": self.log_std_init},
         }
+
+
+def add_work(parser: argparse.ArgumentParser, default: Work) -> None:
+    """Add an option for every number and name of the work."""
+    for field in fields(Work):
+        value = getattr(default, field.name)
+        if isinstance(value, int | float | str):
+            parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(value), default=value)
+
+
+def work_of(options: argparse.Namespace) -> Work:
+    """Return the work that was asked for."""
+    return replace(Work(), **{f.name: getattr(options, f.name) for f in fields(Work) if hasattr(options, f.name)})
 
 
 class Form(NamedTuple):
