@@ -137,7 +137,7 @@ def main(words: Sequence[str] | None = None) -> None:
     add_work(parser, DEFAULT)
     parser.add_argument("--iterations", type=int, default=6, help="rollouts of 8,192 env steps, each with its update")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threshold", type=float, default=0.9, help="success that counts as reached")
+    parser.add_argument("--threshold", type=float, default=0.5, help="success that counts as reached")
     parser.add_argument("--rungs", type=int, nargs="+", default=[2, 3, 5, 6, 7])
     parser.add_argument(
         "--stage", type=Path, default=Path("runs/gpu_hours_parity"), help="where stage 1 is, or is kept"
