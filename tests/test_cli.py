@@ -419,6 +419,7 @@ def test_a_run_is_overwritten_only_when_asked_and_only_by_one_that_starts(run, b
     assert refused(*words).startswith("RunExists: out: ")
     assert "no multiple of the 2 tasks" in refused(*words, "--overwrite", "--num-envs", 5)
     assert "UnknownTask" in refused(*words, "--overwrite", "--tasks", "juggle")
+    assert "cuda_graph: there are none" in refused(*words, "--overwrite", "--cuda-graph")
     assert {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
     assert lago(*words, "--overwrite") == 0
     assert runs.read_config(copy)["arm"] == "ppo"
@@ -611,6 +612,7 @@ def test_compare_checks_its_settings_before_it_begins(refused, tmp_path):
         "UnsupportedArgument: preset: 'nope'"
     )
     assert refused(*words, "--env.tasks", "juggle").startswith("UnknownTask: ")
+    assert refused(*words, "--train.cuda-graph").startswith("UnsupportedArgument: cuda_graph: ")
     assert "no multiple of the 3 tasks" in refused(*words, "--env.num-envs", 5)
     assert refused(*words, "--arms", "magic").startswith("UnsupportedArgument: arms, seeds: ")
     assert not (tmp_path / "x").exists()

@@ -33,10 +33,11 @@ def check_values(
     if torch.device("cpu" if device == "auto" else device).type == "cuda" and not torch.cuda.is_available():
         raise DeviceUnavailable(f"device={device!r}: this machine has no CUDA device; use device='cpu' or 'auto'")
     if cuda_graph:
-        _check_graph(target_kl, overlap, device)
+        check_graph(device, overlap, target_kl)
 
 
-def _check_graph(target_kl: float | None, overlap: str, device: torch.device | str) -> None:
+def check_graph(device: torch.device | str, overlap: str, target_kl: float | None = None) -> None:
+    """Raise UnsupportedArgument where no gradient step can be captured in a CUDA graph."""
     if get_device(device).type != "cuda":
         raise UnsupportedArgument("cuda_graph: there are none without a CUDA device; pass cuda_graph=False")
     if target_kl is not None:

@@ -68,8 +68,7 @@ class Compare(Command):
         unknown = [arm for arm in self.experiment.arms if arm not in ARMS]
         if unknown or not self.experiment.arms or not self.experiment.seeds:
             raise UnsupportedArgument(f"arms, seeds: give at least one of each, arms among {', '.join(ARMS)}")
-        device = inputs.check_device(self.experiment.train.device)
-        experiment = replace(self.experiment, train=replace(self.experiment.train, device=device))
+        experiment = replace(self.experiment, train=inputs.check_training(self.experiment.train))
         # refuses tasks and settings of the env while what it would replace is still there
         make_env(experiment.env, seed=0, table=None).close()
         with console.progress_bar() as advance:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lago_fast.errors import DemonstrationError, DeviceUnavailable, PriorMismatch, UnsupportedArgument
-from lago_fast.presets import EnvSettings, Experiment, start_of
+from lago_fast.presets import EnvSettings, Experiment, TrainSettings, start_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +39,20 @@ def check_device(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise DeviceUnavailable(f"device: {device!r} was asked for, but there is no CUDA device; use cpu or auto")
     return device
+
+
+def check_training(train: TrainSettings) -> TrainSettings:
+    """Return the settings with the device that they come to here, before anything is replaced.
+
+    Raises:
+        DeviceUnavailable, UnsupportedArgument: see `check_device`; or a CUDA graph that cannot be had.
+    """
+    device = check_device(train.device)
+    if train.cuda_graph:
+        from lago_fast.algorithms.refusals import check_graph
+
+        check_graph(device, train.overlap)
+    return replace(train, device=device)
 
 
 # runs

@@ -81,7 +81,7 @@ class Train(Command):
         suite = suite_named(self.env.env)
         suite.check_evaluated(self.env.tasks, self.env.eval_tasks)
         self._check_inputs(suite.speaks(self.env.tasks))
-        train = replace(self.train, device=inputs.check_device(self.train.device))
+        train = inputs.check_training(self.train)
         demos = None if self.demos is None else inputs.read_demos(self.demos, self.env.env)
         prior = None
         if self.prior is not None:
