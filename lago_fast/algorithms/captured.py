@@ -149,9 +149,11 @@ class CapturedStep:
             self.warmed += 1
             here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
             aside.wait_stream(here)
-            with torch.cuda.stream(aside):
-                self._step(held)
-            here.wait_stream(aside)
+            try:
+                with torch.cuda.stream(aside):
+                    self._step(held)
+            finally:
+                here.wait_stream(aside)  # also where the memory did not suffice: the step is taken again, here
             return
         if self._graph is None:
             self._graph = self._captured(held)

@@ -319,13 +319,14 @@ class FastKLPPO(ImitatingPPO):
         epoch_start, stopped = 0, False
         clock = self.stage_clock
         columns = ops.columns(buffer.columns(), reuse=True, impl=self.impls["take_rows"])
-        if self._captured is not None:
-            self._captured.begin(buffer, coefficients, self.batch_size, self.max_grad_norm, options)
+        captured = self._captured if self.target_kl is None else None  # one that was set later asks the host
+        if captured is not None:
+            captured.begin(buffer, coefficients, self.batch_size, self.max_grad_norm, options)
         clock.lap("logging")
         for epoch in range(self.n_epochs):
             epoch_start = len(statistics)
             for rows in buffer.shuffled(self.batch_size):
-                taken = None if self._captured is None else self._captured.take(rows)
+                taken = None if captured is None else captured.take(rows)
                 if taken is not None:
                     statistics.append(taken)
                     clock.lap("update")

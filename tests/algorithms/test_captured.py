@@ -49,9 +49,7 @@ def in_static_memory(model):
 
 
 def logged(model):
-    return {
-        k: v for k, v in model.logger.name_to_value.items() if k.startswith("train/") and k != "train/clip_fraction"
-    }
+    return {k: v for k, v in model.logger.name_to_value.items() if k.startswith("train/")}
 
 
 @pytest.mark.parametrize("impl", ["auto", "reference"])
@@ -151,6 +149,14 @@ def test_a_graph_would_freeze_nothing_that_an_update_changes(case):
     first, second = seen
     assert first.numbers == second.numbers
     assert first.outside == second.outside
+
+
+def test_a_target_kl_that_is_set_later_stops_early():
+    model = in_static_memory(model_of("gaussian"))
+    model.target_kl = 1e-9
+    model.learn(100)
+    assert model._captured._held is None
+    assert model._gradient_steps < 6  # of 3 epochs of 2 minibatches
 
 
 def test_a_smaller_minibatch_is_left_alone():
