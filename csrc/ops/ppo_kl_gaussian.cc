@@ -32,12 +32,13 @@ struct Table {
 
 // Working memory of one call, carved out of one allocation.
 struct Scratch {
-  Table log_std, std, inv_std;       // of the policy
-  Table prior_log_std, prior_scale;  // tempered; scale is 1 / std, or std where the KL is KL(prior || policy)
-  float *z, *log_prob_terms;         // [kBlockRows, D]
+  Table log_std, inv_std;                // of the policy
+  Table gap, ratio;                      // see GapOf and VarianceRatio
+  float* prior_log_std;                  // [kGroupRows, D], where it is the same for all rows
+  float *z, *log_prob_terms;             // [kBlockRows, D]
   float *weight, *pull, *log_prob_grad;  // [kBlockRows, D], the row's number at each of its elements
   float *row_log_prob, *row_grad,
-      *row_pull;             // [kRegisterBlockRows]; pull: what the row's KL weighs in the loss
+      *row_pull;             // [rows of a block]; pull: what the row's KL weighs in the loss
   float* log_std_grad_tile;  // [kGroupRows, D]
 };
 
@@ -45,7 +46,7 @@ struct Scratch {
 struct GaussianUniform {
   PpoUniform ppo;
   std::size_t dims;
-  float log_prob_constant;  // -D log(2 pi) / 2
+  float log_prob_constant;  // -D log(2 pi) / 2, less the log stds where they are the same for all rows
   float half_log_temperature;
 };
 
@@ -53,8 +54,7 @@ struct GaussianUniform {
 struct Kernels {
   PpoMoments (*advantage_moments)(const float* advantages, const float* weight, std::size_t rows);
   void (*fill_policy_tables)(Scratch scratch, const float* log_std, std::size_t n);
-  void (*fill_prior_tables)(Scratch scratch, GaussianUniform uniform, const float* prior_log_std,
-                            std::size_t n);
+  void (*fill_prior_tables)(Scratch scratch, GaussianUniform uniform);
   void (*block)(Scratch scratch, GaussianUniform uniform, const GaussianInputs& in,
                 const GaussianOutputs& out, const GaussianShape& shape, std::size_t rows, PpoSums* sums,
                 double* log_std_grad_tile);
@@ -149,26 +149,25 @@ std::vector<float> Tile(const float* row, std::size_t dims) {
 }
 
 // Working memory of one thread, but for the tables that all rows share.
-Scratch MakeScratch(Arena& arena, const GaussianShape& shape, const Scratch& shared) {
-  const std::size_t block = kBlockRows * shape.dims, tile = kGroupRows * shape.dims;
+Scratch MakeScratch(Arena& arena, const GaussianShape& shape, const Scratch& shared, std::size_t block_rows) {
+  const std::size_t block = block_rows * shape.dims, tile = kGroupRows * shape.dims;
   Scratch scratch = shared;
   const auto table = [&] { return Table{arena.Take(block), tile}; };
   if (shape.log_std_per_row) {
     scratch.log_std = table();
-    scratch.std = table();
     scratch.inv_std = table();
   }
-  if (shape.prior_log_std_per_row) {
-    scratch.prior_log_std = table();
-    scratch.prior_scale = table();
+  if (shape.log_std_per_row || shape.prior_log_std_per_row) {
+    scratch.gap = table();
+    scratch.ratio = table();
   }
-  for (float** p :
-       {&scratch.z, &scratch.log_prob_terms, &scratch.weight, &scratch.log_prob_grad, &scratch.pull}) {
-    *p = arena.Take(block);
+  scratch.z = arena.Take(block);
+  if (!GoesInRegisters(shape)) {
+    for (float** p : {&scratch.log_prob_terms, &scratch.weight, &scratch.log_prob_grad, &scratch.pull}) {
+      *p = arena.Take(block);
+    }
   }
-  for (float** p : {&scratch.row_log_prob, &scratch.row_grad, &scratch.row_pull}) {
-    *p = arena.Take(kRegisterBlockRows);
-  }
+  for (float** p : {&scratch.row_log_prob, &scratch.row_grad, &scratch.row_pull}) *p = arena.Take(block_rows);
   scratch.log_std_grad_tile = arena.Take(tile);
   return scratch;
 }
@@ -178,10 +177,14 @@ Scratch MakeScratch(Arena& arena, const GaussianShape& shape, const Scratch& sha
 void UnsafePpoKlGaussian(const GaussianInputs& in, const PpoCoefficients& coefficients,
                          const GaussianOutputs& out, const GaussianShape& shape, const PpoOptions& options) {
   const Kernels& kernels = Choose(options.lanes);
-  const std::size_t dims = shape.dims, block = kBlockRows * dims, tile = kGroupRows * dims;
+  const std::size_t dims = shape.dims, tile = kGroupRows * dims;
   const PpoMoments moments = kernels.advantage_moments(in.rows.advantages, in.rows.weight, shape.rows);
+  double log_prob_constant = -kHalfLog2Pi * static_cast<double>(dims);
+  if (!shape.log_std_per_row) {
+    for (std::size_t d = 0; d < dims; ++d) log_prob_constant -= static_cast<double>(in.log_std[d]);
+  }
   const GaussianUniform uniform{MakePpoUniform(coefficients, moments, options), dims,
-                                static_cast<float>(-kHalfLog2Pi * static_cast<double>(dims)),
+                                static_cast<float>(log_prob_constant),
                                 0.5f * std::log(coefficients.prior_temperature)};
 
   // The boundaries depend on the shape alone, and so do the sums.
@@ -190,18 +193,22 @@ void UnsafePpoKlGaussian(const GaussianInputs& in, const PpoCoefficients& coeffi
   const std::size_t chunks = (shape.rows + chunk_rows - 1) / chunk_rows;
   const int threads = shape.rows * dims < kThreadElements ? 1 : std::max(1, options.threads);
 
-  Arena arena(5 * tile + static_cast<std::size_t>(threads) * (10 * block + tile + 3 * kRegisterBlockRows));
+  Arena arena(5 * tile + static_cast<std::size_t>(threads) *
+                             ((GoesInRegisters(shape) ? 3 : 9) * block_rows * dims + tile + 3 * block_rows));
   Scratch shared = {};
-  for (Table* table :
-       {&shared.log_std, &shared.std, &shared.inv_std, &shared.prior_log_std, &shared.prior_scale}) {
+  for (Table* table : {&shared.log_std, &shared.inv_std, &shared.gap, &shared.ratio}) {
     *table = {arena.Take(tile), 0};
   }
+  shared.prior_log_std = arena.Take(tile);
   if (!shape.log_std_per_row) kernels.fill_policy_tables(shared, Tile(in.log_std, dims).data(), tile);
   if (!shape.prior_log_std_per_row) {
-    kernels.fill_prior_tables(shared, uniform, Tile(in.prior_log_std, dims).data(), tile);
+    const std::vector<float> prior_log_std = Tile(in.prior_log_std, dims);
+    std::copy(prior_log_std.begin(), prior_log_std.end(), shared.prior_log_std);
+    if (!shape.log_std_per_row) kernels.fill_prior_tables(shared, uniform);
   }
   std::vector<Scratch> scratch;
-  for (int thread = 0; thread < threads; ++thread) scratch.push_back(MakeScratch(arena, shape, shared));
+  for (int thread = 0; thread < threads; ++thread)
+    scratch.push_back(MakeScratch(arena, shape, shared, block_rows));
 
   std::vector<PpoSums> sums(chunks);
   std::vector<double> log_std_grad_tiles(chunks * tile, 0.0);
