@@ -134,6 +134,18 @@ def test_ratio_at_the_edge_of_the_clip(lanes):
 
 
 @all_lanes
+def test_ratios_next_to_the_largest_float_and_to_none(lanes):
+    x = draw(16, 1)
+    log_ratios = torch.tensor([88.3, 88.5, 88.7, -86.0]).repeat(4)
+    log_prob = torch.distributions.Normal(x.mean.double(), x.log_std.double().exp()).log_prob(x.actions.double())
+    x = x._replace(
+        old_log_prob=log_prob.sum(-1).float() - log_ratios, advantages=torch.full((16,), -1e-6), weight=torch.ones(16)
+    )
+    # an error of the log ratio, of which the last bit is 8e-6 here, is a relative one of the ratio
+    assert_no_worse_than_eager(x, coefficients(0.2), lanes=lanes, rtol=3e-5, normalize_advantage=False)
+
+
+@all_lanes
 @pytest.mark.parametrize("valid_rows", [[], [3]])
 def test_no_valid_row_and_one(valid_rows, lanes):
     weight = torch.zeros(11)
