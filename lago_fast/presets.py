@@ -62,6 +62,7 @@ class PriorSettings:
     layers: int | None = 2  # first layers of the language model that are used; None: all
     head_hidden: int | None = None  # width of a hidden layer between the language model and the action; None: no such
     state_path: Literal["token", "token_and_head"] = "token"  # who reads the state: the language model, or both
+    attention: Literal["own", "prefix"] = "own"  # prefix: an encoder's text does not see the state; faster to ask
     loss: Literal["nll", "mse"] = "mse"  # mse fits the mean alone, nll the standard deviation too
     std: Literal["state_independent", "state_dependent", "fixed"] = "fixed"  # fixed at the floor, or fitted
     std_floor: float = 0.4  # smallest standard deviation that the prior answers with

@@ -181,6 +181,7 @@ def fit(
         layers=settings.layers,
         head_hidden=settings.head_hidden,
         state_path=settings.state_path,
+        attention=settings.attention,
         seed=settings.seed,
         progress=progress,
     )

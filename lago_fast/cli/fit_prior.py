@@ -34,6 +34,8 @@ class FitPrior(Command):
     """Which of the language model's weights are fitted: none, small adapters, adapters on 4-bit weights, or all."""
     form: Literal["auto", "pooled", "prompt"] = "auto"
     """What it reads: the instruction as one vector (fast), or all its words; auto: by the kind of model."""
+    attention: Literal["own", "prefix"] = PriorSettings.attention
+    """Own: as the model was pretrained; prefix: an encoder's text does not see the state, which answers faster."""
     layers: int = PriorSettings.layers or 0
     """Use only so many of its first layers, which is faster; 0 for all."""
     head_hidden: Annotated[int | None, by_default("no such layer")] = None
@@ -97,7 +99,7 @@ class FitPrior(Command):
         del preset
         start = start_of(env)
         same = ("std", "std_floor", "loss", "epochs", "batch_size", "learning_rate", "input_noise", "patience")
-        more = ("head_hidden", "state_path", "wordings", "wording_noise", "student_epochs")
+        more = ("head_hidden", "state_path", "attention", "wordings", "wording_noise", "student_epochs")
         chosen: dict[str, Any] = {name: getattr(start.prior, name) for name in (*same, *more)}
         steps, tasks = start.env.max_episode_steps, start.env.eval_tasks
         chosen |= {"layers": start.prior.layers or 0, "student_episode_steps": steps, "eval_tasks": tasks}
@@ -134,6 +136,7 @@ class FitPrior(Command):
                 layers=self.layers or None,
                 head_hidden=self.head_hidden,
                 state_path=self.state_path,
+                attention=self.attention,
                 std=self.std,
                 std_init=std_init,
                 std_floor=self.std_floor,

@@ -16,6 +16,7 @@ Form = Literal["pooled", "prompt"]
 Finetune = Literal["frozen", "lora", "qlora", "full"]
 Std = Literal["state_independent", "state_dependent", "fixed"]
 StatePath = Literal["token", "token_and_head"]
+Attention = Literal["own", "prefix"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class PriorConfig:
     # linear and starts small, the head has two hidden layers and reads the state too, and instruction latents are
     # standardised: so the words are learnt before the demonstrated states are learnt by heart
     state_path: StatePath = "token"
+    # With "own" tokens attend as the transformer was pretrained to. With "prefix" (a prefix language model's attention,
+    # arXiv 1910.10683) the text's tokens see each other and not the state, which sees all: an encoder's keys and values
+    # of a text are then the same for every state, as a causal decoder's are
+    attention: Attention = "own"
     lora_rank: int = 8
     lora_alpha: int = 16
 
@@ -50,6 +55,7 @@ class PriorConfig:
         check_choice("finetune", self.finetune, ("frozen", "lora", "qlora", "full"))
         check_choice("std", self.std, ("state_independent", "state_dependent", "fixed"))
         check_choice("state_path", self.state_path, ("token", "token_and_head"))
+        check_choice("attention", self.attention, ("own", "prefix"))
         if self.state_path == "token_and_head" and self.head_hidden is None:
             raise UnsupportedArgument('state_path: "token_and_head" needs a hidden layer; give head_hidden, or "token"')
         for name in ("state_dim", "action_dim", "layers", "head_hidden", "lora_rank", "lora_alpha"):

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from lago_fast.errors import UnsupportedArgument
 from lago_fast.priors.backbone import Backbone, find_backbone
 from lago_fast.priors.base import Kind
-from lago_fast.priors.config import Finetune, Form, PriorConfig, StatePath, Std
+from lago_fast.priors.config import Attention, Finetune, Form, PriorConfig, StatePath, Std
 from lago_fast.priors.fit_passes import Fit, Recipe
 from lago_fast.priors.folder import check_choice
 from lago_fast.priors.latent_action import QUERY_ROWS, LatentActionPrior
@@ -49,6 +49,7 @@ def fit_prior(
     backbone: str | Backbone = DEFAULT_BACKBONE,
     random_init: bool = False,
     form: Form | None = None,
+    attention: Attention = "own",
     finetune: Finetune = "frozen",
     layers: int | None = None,
     std: Std = "state_independent",
@@ -93,6 +94,8 @@ def fit_prior(
         backbone: name or path for `find_backbone`, or a loaded one.
         random_init: draw the backbone's weights afresh from `seed` (a control); needs a backbone by name.
         form: "pooled" or "prompt"; None: "pooled" for an encoder, "prompt" for a decoder.
+        attention: "own": as the backbone was pretrained; "prefix": an encoder's text does not see the state, so that a
+            query reads one token per state.
         finetune: which of the backbone's weights are fitted: "frozen" none, "lora" adapters, "full" all; "qlora"
             adapters on weights that are held, and answered with, in NF4.
         layers: use the first layers of the backbone only; None: all.
@@ -164,7 +167,7 @@ def fit_prior(
             raise UnsupportedArgument(f'wording_noise: form="{chosen}" has no instruction latents; give 0')
         return PriorConfig(
             kind, rows.state.shape[1], width, low, high, form=chosen, finetune=finetune, layers=layers, std=std,
-            std_init=std_init, std_floor=std_floor, head_hidden=head_hidden, state_path=state_path,
+            std_init=std_init, std_floor=std_floor, head_hidden=head_hidden, state_path=state_path, attention=attention,
         )  # fmt: skip
 
     def plan(backbone: Backbone) -> None:

@@ -6,7 +6,9 @@ without text; projector, transformer and head are laid out as in KALM (arXiv 240
     "pooled"  [instruction latent, state]   the text is encoded once; fast, the default of encoders
     "prompt"  [instruction tokens, state]   the full text; a decoder reads it once, for all queries
 
-The hidden state at the state token is the latent. Test: pytest tests/priors/test_latent_action.py
+The hidden state at the state token is the latent. Where the text does not read the state (a causal decoder, or
+`attention="prefix"`), its keys and values are kept and a query reads one token per state.
+Test: pytest tests/priors/test_latent_action.py
 """
 
 import json
@@ -46,8 +48,8 @@ class LatentActionPrior(nn.Module):
         instructions: M texts, each at most once.
         query_batch_size: rows per forward pass of a query; halved, for good, when the GPU's memory does not suffice.
         table: [M, Z] latents of the instructions where they are known; else they are computed here.
-        prefix_kv: keep a decoder's keys and values of the instructions, so that a query reads one token per state;
-            None: where `form` is "prompt" and the backbone a decoder. UnsupportedArgument where True cannot be.
+        prefix_kv: keep the keys and values of the instructions, so that a query reads one token per state; None:
+            where the text does not read the state. UnsupportedArgument where True cannot be, or False must not.
 
     Attributes:
         demonstrated: what the answers' trust is reckoned by; None: they have none.
@@ -122,6 +124,9 @@ class LatentActionPrior(nn.Module):
         if config.kind == "gaussian" and config.std != "state_dependent":
             start = torch.full((config.action_dim,), config.std_init).log()
             self.log_std = nn.Parameter(start, requires_grad=config.std == "state_independent")
+        if config.attention == "prefix":  # refused now rather than at the first query, which comes after the fit
+            ends = torch.stack([self.lengths.argmin(), self.lengths.argmax()])
+            prefixes.build(self.transformer, *self._words(ends), 2, one_way=True)
 
     # what the contract names
 
@@ -131,8 +136,9 @@ class LatentActionPrior(nn.Module):
         return self._digest_as(self.quantization)
 
     def _digest_as(self, quantization: Quantization) -> str:
-        # as it was before there were state paths, so that the priors of then keep their digests
-        config = {k: v for k, v in asdict(self.config).items() if (k, v) != ("state_path", "token")}
+        # as it was before there were these, so that the priors of then keep their digests
+        since = {("state_path", "token"), ("attention", "own")}
+        config = {k: v for k, v in asdict(self.config).items() if (k, v) not in since}
         about = {
             "backbone": self.reference["sha256"],
             "config": config,
@@ -244,29 +250,35 @@ class LatentActionPrior(nn.Module):
         state_token = self.projector(normal) * self.token_rms  # [B, Z]
         if prefix is not None:
             return prefixes.read_state(self.transformer, prefix, state_token, instruction_id, static=static).float()
-        if self.config.form == "pooled":
-            text = self._instruction(instruction_id)
-            if wording_noise:
-                text = text + wording_noise * torch.randn_like(text)
-            text = (text if self.adapter is None else self.adapter(text)) * self.token_rms
-            sequence = torch.stack([text, state_token], dim=1).to(quantize.compute_dtype(self.quantization))
-            return self.transformer(inputs_embeds=sequence, attention_mask=None).last_hidden_state[:, 1].float()
-        lengths = self.lengths[instruction_id]
-        words = self.transformer.get_input_embeddings()(self.tokens[instruction_id, : int(lengths.max())])
-        return prefixes.read_whole(self.transformer, words, lengths, state_token).float()
+        words, lengths = self._words(instruction_id, wording_noise)
+        one_way = self.config.attention == "prefix"
+        return prefixes.read_whole(self.transformer, words, lengths, state_token, one_way=one_way).float()
+
+    def _words(self, instruction_id: Tensor, wording_noise: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Return what the transformer reads of instructions [B, L, Z], padded on the right, and lengths [B] int64."""
+        if self.config.form == "prompt":
+            lengths = self.lengths[instruction_id]
+            return self.transformer.get_input_embeddings()(self.tokens[instruction_id, : int(lengths.max())]), lengths
+        text = self._instruction(instruction_id)
+        if wording_noise:
+            text = text + wording_noise * torch.randn_like(text)
+        text = (text if self.adapter is None else self.adapter(text)) * self.token_rms
+        return text[:, None].to(quantize.compute_dtype(self.quantization)), torch.ones_like(instruction_id)
 
     def _ready_now(self) -> Callable[[Tensor, Tensor], Tensor]:
         """Return how latents are read, with keys, values and graphs made anew when a weight or a text changed."""
         if self.config.form == "prompt" and not self.prefix_kv:
             raise UnsupportedArgument("buckets: the full prompt has no static shape; take prefix_kv, or buckets=False")
-        tensors = (*self.transformer.parameters(), *self.transformer.buffers(), self.tokens, self.projector[0].weight)
+        tensors = (*self.parameters(), *self.buffers())
         version = [(id(t), t.device, t.dtype, 0 if t.is_inference() else t._version) for t in tensors]
         if self._ready is None or self._ready[0] != version:
             prefix = None
             if self.prefix_kv:
                 # a query may come under inference_mode, whose tensors later queries could not use
-                with torch.inference_mode(False):
-                    prefix = prefixes.build(self.transformer, self.tokens, self.lengths, self.query_batch_size)
+                with torch.inference_mode(False), torch.no_grad():
+                    words, lengths = self._words(torch.arange(len(self.table), device=self.table.device))
+                    one_way = self.config.attention == "prefix"
+                    prefix = prefixes.build(self.transformer, words, lengths, self.query_batch_size, one_way=one_way)
             static = Buckets(partial(self._latent, prefix=prefix, static=True), self.query_batch_size)
             self._ready = version, partial(self._latent, prefix=prefix), static
         _, as_it_comes, static = self._ready

@@ -1,8 +1,9 @@
-"""A causal decoder's instruction, read once: its keys and values, shared by every state that follows it.
+"""An instruction read once: its keys and values, shared by every state that follows it.
 
-In a causal decoder the instruction's keys and values do not depend on the state behind it. They are kept per
-instruction, and a query runs the transformer on one token per state. Each layer gathers the rows that its batch
-asks for and drops them again, so that mixed instructions need one pass and no more than one layer's copy.
+In a causal decoder, and in an encoder with prefix attention, the instruction's keys and values do not depend on the
+state behind it. They are kept per instruction, and a query runs the transformer on one token per state. Each layer
+gathers the rows that its batch asks for and drops them again, so that mixed instructions need one pass and no more
+than one layer's copy.
 Test: pytest tests/priors/test_prefix.py
 """
 
@@ -28,7 +29,9 @@ class PrefixKV(NamedTuple):
     lengths: Tensor  # [M] int64
 
 
-def read_whole(transformer: Any, words: Tensor, lengths: Tensor, state_token: Tensor) -> Tensor:
+def read_whole(
+    transformer: Any, words: Tensor, lengths: Tensor, state_token: Tensor, *, one_way: bool = False
+) -> Tensor:
     """Return the latents [B, Z] of states that follow their texts, all tokens read.
 
     Args:
@@ -36,38 +39,59 @@ def read_whole(transformer: Any, words: Tensor, lengths: Tensor, state_token: Te
         words: [B, L, Z] embedded texts, padded on the right.
         lengths: [B] int64, tokens of each text.
         state_token: [B, Z].
+        one_way: let no token of a text see the state.
     """
     rows, longest = torch.arange(len(words), device=words.device), words.shape[1]
     sequence = torch.cat([words, words.new_zeros(len(words), 1, words.shape[2])], dim=1)
     # the state follows its own text, and the padding follows the state: positions are as without padding
     sequence = sequence.index_put((rows, lengths), state_token.to(words.dtype))
-    mask = torch.arange(longest + 1, device=words.device) <= lengths[:, None]
-    return transformer(inputs_embeds=sequence, attention_mask=mask.long()).last_hidden_state[rows, lengths]
+    place = torch.arange(longest + 1, device=words.device)
+    mask = None
+    if one_way:
+        itself = torch.eye(longest + 1, dtype=torch.bool, device=words.device)
+        mask = additive((place < lengths[:, None])[:, None] | itself, words.dtype)  # of [B, L + 1, L + 1]
+    elif longest > 1:  # one token is never padding
+        mask = (place <= lengths[:, None]).long()
+    return transformer(inputs_embeds=sequence, attention_mask=mask).last_hidden_state[rows, lengths]
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a mask [B, 1, queries, keys] that transformers takes as it is, of what is seen: [B, queries, keys]."""
+    return torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
 
 
 def is_wanted(asked: bool | None, config: PriorConfig, backbone: Backbone) -> bool:
     """Return whether keys and values are kept; UnsupportedArgument where that is asked for and cannot be."""
-    possible = config.form == "prompt" and backbone.kind == "decoder"
+    one_way = config.attention == "prefix"
+    if one_way and backbone.kind == "decoder":
+        raise UnsupportedArgument('attention: a decoder\'s text never sees what follows it; leave attention="own"')
+    if one_way and asked is False:
+        raise UnsupportedArgument('prefix_kv: attention="prefix" is for kept keys and values; leave prefix_kv=None')
+    possible = one_way or (config.form == "prompt" and backbone.kind == "decoder")
     if asked and not possible:
         raise UnsupportedArgument(
             f"prefix_kv: a {config.form!r} prior on an {backbone.kind} has no prefix that states could share; only "
-            'the "prompt" form on a causal decoder has; leave prefix_kv=None'
+            'the "prompt" form on a causal decoder has, or attention="prefix" on an encoder; leave prefix_kv=None'
         )
     wanted = possible if asked is None else asked
     if wanted:
-        check_supported(backbone.model)
+        check_supported(backbone.model, one_way)
     return wanted
 
 
-def check_supported(transformer: Any) -> None:
+def check_supported(transformer: Any, one_way: bool = False) -> None:
     """Raise UnsupportedArgument when a transformer keeps no keys and values, or lets no one choose positions."""
     taken = _parameters(transformer)
     missing = [name for name in (cache_name(transformer), "position_ids") if name not in taken]
     if missing:
         raise UnsupportedArgument(
-            f"prefix_kv: {type(transformer).__name__} takes no {' and no '.join(missing)}; pass prefix_kv=False, or "
+            f"prefix_kv: {type(transformer).__name__} takes no {' and no '.join(missing)}; {_way_out(one_way)}, or "
             "choose another model where nothing else can be asked for"
         )
+
+
+def _way_out(one_way: bool) -> str:
+    return 'leave attention="own"' if one_way else "pass prefix_kv=False"
 
 
 def _parameters(transformer: Any) -> Any:
@@ -82,31 +106,32 @@ def cache_name(transformer: Any) -> str:
 
 
 @torch.no_grad()
-def build(transformer: Any, tokens: Tensor, lengths: Tensor, rows: int) -> PrefixKV:
+def build(transformer: Any, words: Tensor, lengths: Tensor, rows: int, *, one_way: bool = False) -> PrefixKV:
     """Read the instructions and keep their keys and values.
 
     Args:
-        transformer: a causal decoder in evaluation mode.
-        tokens: [M, L] int64, padded on the right.
+        transformer: in evaluation mode.
+        words: [M, L, Z] embedded texts, padded on the right.
         lengths: [M] int64.
         rows: instructions per forward pass.
+        one_way: the transformer is an encoder whose texts are not to see the state.
 
     Raises UnsupportedArgument when the answers would not be those of the full recompute.
     """
     from transformers.cache_utils import DynamicCache
 
-    embed, parts = transformer.get_input_embeddings(), []
-    for part, part_lengths in zip(tokens.split(rows), lengths.split(rows), strict=True):
+    parts = []
+    for part, part_lengths in zip(words.split(rows), lengths.split(rows), strict=True):
         kept = DynamicCache()
-        mask = torch.arange(tokens.shape[1], device=tokens.device) < part_lengths[:, None]
-        transformer(inputs_embeds=embed(part), attention_mask=mask.long(), **{cache_name(transformer): kept})
+        mask = torch.arange(words.shape[1], device=words.device) < part_lengths[:, None]
+        transformer(inputs_embeds=part, attention_mask=mask.long(), **{cache_name(transformer): kept})
         parts.append(kept.layers)
     keys, values = (
         [_with_room([getattr(layer, name) for layer in layers]) for layers in zip(*parts, strict=True)]
         for name in ("keys", "values")
     )
     prefix = PrefixKV(keys, values, lengths)
-    _check(transformer, prefix, tokens)
+    _check(transformer, prefix, words, one_way)
     return prefix
 
 
@@ -135,9 +160,7 @@ def read_state(
     mask = None
     if static or int(lengths.min()) < longest:  # attention without a mask is faster
         place = torch.arange(longest + 1, device=lengths.device)
-        mask = (place < lengths[:, None]) | (place == longest)
-        # of two dimensions it would be looked through for padding, which waits for the device
-        mask = torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)[:, None, None] if static else mask.long()
+        mask = additive(((place < lengths[:, None]) | (place == longest))[:, None], dtype)
     return transformer(
         inputs_embeds=state_token[:, None].to(dtype),
         attention_mask=mask,
@@ -151,18 +174,17 @@ def _with_room(parts: list[Tensor]) -> Tensor:
     return torch.cat([whole, whole.new_zeros(*whole.shape[:2], 1, whole.shape[3])], dim=2)
 
 
-def _check(transformer: Any, prefix: PrefixKV, tokens: Tensor) -> None:
+def _check(transformer: Any, prefix: PrefixKV, words: Tensor, one_way: bool) -> None:
     """Compare the shortest and the longest instruction with their full recompute."""
     ids = torch.stack([prefix.lengths.argmin(), prefix.lengths.argmax()])
-    words = transformer.get_input_embeddings()(tokens[ids])
-    state_token = words[:, 0]  # any token will do
-    whole = read_whole(transformer, words, prefix.lengths[ids], state_token)
+    state_token = words[ids, 0]  # any token will do
+    whole = read_whole(transformer, words[ids], prefix.lengths[ids], state_token, one_way=one_way)
     off = (read_state(transformer, prefix, state_token, ids) - whole).norm(dim=-1) / whole.norm(dim=-1)
     exact = all(p.dtype == torch.float32 for p in transformer.parameters())
     if not bool((off <= (TOLERANCE if exact else TOLERANCE_LOW_PRECISION)).all()):
         raise UnsupportedArgument(
             f"prefix_kv: with kept keys and values {type(transformer).__name__} is {float(off.max()):.1%} off the "
-            "full recompute; pass prefix_kv=False"
+            f"full recompute; {_way_out(one_way)}"
         )
 
 

@@ -124,7 +124,7 @@ class TreeScorer:
         layers = [layer(keys, values, head_id, room) for keys, values in self._kept(heads, room)]
         logits = self.lm.model(
             input_ids=tokens.to(device),
-            attention_mask=torch.where(mask, 0.0, torch.finfo(dtype).min).to(device, dtype)[:, None],
+            attention_mask=prefixes.additive(mask.to(device), dtype),
             position_ids=positions.to(device),
             logits_to_keep=torch.arange(states - 1, room, device=device),
             **{prefixes.cache_name(self.lm.model): Cache(layers=layers)},
@@ -141,8 +141,9 @@ class TreeScorer:
         missing = [head for head in heads if head not in self._heads]
         if missing:
             tokens, lengths = (column.to(self.lm.model.device) for column in pad_right(missing))
+            words = self.lm.model.get_input_embeddings()(tokens)
             built = prefixes.build(
-                self.lm.model.base_model, tokens, lengths, max(1, self.batch_tokens // tokens.shape[1])
+                self.lm.model.base_model, words, lengths, max(1, self.batch_tokens // tokens.shape[1])
             )
             for i, head in enumerate(missing):
                 self._heads[head] = [

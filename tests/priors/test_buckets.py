@@ -1,5 +1,7 @@
 """Static shapes answer as any others do, in few sizes and without a value that decides a shape."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -11,12 +13,14 @@ from lago_fast.priors.config import PriorConfig
 from lago_fast.priors.latent_action import LatentActionPrior
 
 BOX = ((-1.0, -1.0), (1.0, 1.0))
-FORMS = {"llama": "prompt", "qwen2": "prompt", "gpt2": "prompt", "bert": "pooled", "t5": "pooled"}
+FORMS = {"llama": "prompt", "qwen2": "prompt", "gpt2": "prompt", "bert": "pooled", "t5": "pooled", "prefix": "pooled"}
 
 
 def build(families, family, texts, **options) -> LatentActionPrior:
     torch.manual_seed(0)
     config = PriorConfig("gaussian", 6, 2, *BOX, form=FORMS[family])
+    if family == "prefix":
+        family, config = "bert", replace(config, attention="prefix")
     return LatentActionPrior(config, find_backbone(families[family]), texts, **options).freeze()
 
 

@@ -1,6 +1,7 @@
-"""Kept keys and values answer as the full recompute does, in every family of decoders, and are never stale."""
+"""Kept keys and values answer as the full recompute does, in every family that has them, and are never stale."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from functools import wraps
 
 import pytest
@@ -8,12 +9,17 @@ import torch
 
 from lago_fast.errors import UnsupportedArgument
 from lago_fast.priors import prefix as prefixes
-from lago_fast.priors.backbone import find_backbone
+from lago_fast.priors.backbone import find_backbone, hash_tensors
 from lago_fast.priors.finetune import fit_prior
 from lago_fast.priors.latent_action import LatentActionPrior, PriorConfig
 
-DECODERS = ["llama", "qwen2", "gpt2"]
 PROMPT = PriorConfig("gaussian", 6, 2, (-1.0, -1.0), (1.0, 1.0), form="prompt")
+PREFIX, POOLED = replace(PROMPT, attention="prefix"), replace(PROMPT, attention="prefix", form="pooled")
+KEPT = pytest.mark.parametrize(
+    ("family", "config"),
+    [("llama", PROMPT), ("qwen2", PROMPT), ("gpt2", PROMPT), ("bert", PREFIX), ("bert", POOLED)],
+    ids=["llama", "qwen2", "gpt2", "bert prompt", "bert pooled"],
+)
 
 
 def build(name, texts, config=PROMPT, **options):
@@ -37,11 +43,11 @@ def assert_equal_to_recompute(prior, state, ids, **tolerance):
 
 
 @pytest.mark.parametrize("layers", [None, 1])
-@pytest.mark.parametrize("family", DECODERS)
-def test_it_equals_the_full_recompute_with_mixed_instructions(families, family, layers, texts):
+@KEPT
+def test_it_equals_the_full_recompute_with_mixed_instructions(families, family, config, layers, texts):
     lengths = {len(text.split()) for text in texts}
     assert len(lengths) > 1, "prefixes of different lengths are padded"
-    prior = build(families[family], texts, replace(PROMPT, layers=layers))
+    prior = build(families[family], texts, replace(config, layers=layers))
     assert prior.prefix_kv
     state, ids = batch(texts)
     assert_equal_to_recompute(prior, state, ids)
@@ -49,9 +55,9 @@ def test_it_equals_the_full_recompute_with_mixed_instructions(families, family, 
         assert_equal_to_recompute(prior, state, torch.full_like(ids, only))
 
 
-@pytest.mark.parametrize("family", DECODERS)
-def test_an_answer_does_not_depend_on_its_neighbours(families, family, texts):
-    prior = build(families[family], texts)
+@KEPT
+def test_an_answer_does_not_depend_on_its_neighbours(families, family, config, texts):
+    prior = build(families[family], texts, config)
     state, ids = batch(texts)
     together = prior.query(state, ids).latent
     alone = torch.cat([prior.query(state[i : i + 1], ids[i : i + 1]).latent for i in range(len(ids))])
@@ -60,21 +66,24 @@ def test_an_answer_does_not_depend_on_its_neighbours(families, family, texts):
     torch.testing.assert_close(prior.query(state, ids).latent, together, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", DECODERS)
-def test_one_token_is_read_per_state(families, family, texts):
-    prior = build(families[family], texts)
+@KEPT
+def test_one_token_is_read_per_state(families, family, config, texts):
+    prior = build(families[family], texts, config)
     state, ids = batch(texts)
     prior.query(state, ids)
     calls = []
     prior.transformer.register_forward_pre_hook(lambda _, __, kwargs: calls.append(kwargs), with_kwargs=True)
     prior.query(state, ids)
     assert [tuple(call["inputs_embeds"].shape) for call in calls] == [(7, 1, 32)]
-    assert calls[0]["position_ids"].flatten().tolist() == prior.lengths[ids].tolist()
+    lengths = prior.lengths[ids] if config.form == "prompt" else torch.ones_like(ids)
+    assert calls[0]["position_ids"].flatten().tolist() == lengths.tolist()
 
 
-@pytest.mark.parametrize("family", DECODERS)
-def test_fitted_adapters_are_in_the_prefix(families, family, clones, texts, tmp_path):
-    prior = fit_prior(*clones, texts, backbone=families[family], finetune="lora", epochs=1, lr=3e-2)
+@KEPT
+def test_fitted_adapters_are_in_the_prefix(families, family, config, clones, texts, tmp_path):
+    asked = {"form": config.form, "attention": config.attention}
+    prior = fit_prior(*clones, texts, backbone=families[family], finetune="lora", epochs=1, lr=3e-2, **asked)
+    assert prior.prefix_kv
     few = clones.states[:9], clones.instruction_id[:9]
     assert_equal_to_recompute(prior, *few)
     with prior.transformer.disable_adapter():
@@ -109,7 +118,7 @@ def test_a_changed_weight_or_instruction_is_noticed(families, texts):
 def test_the_prefix_is_read_once(families, texts, monkeypatch):
     prior, built = build(families["llama"], texts), []
     build_once = prefixes.build
-    monkeypatch.setattr(prefixes, "build", lambda *args: built.append(1) or build_once(*args))
+    monkeypatch.setattr(prefixes, "build", lambda *args, **how: built.append(1) or build_once(*args, **how))
     for _ in range(3):
         prior.query(*batch(texts))
     assert len(built) == 1
@@ -121,6 +130,95 @@ def test_a_prefix_made_under_inference_mode_serves_later_queries(families, texts
     with torch.inference_mode():
         prior.query(state, ids)
     assert_equal_to_recompute(prior, state, ids)
+
+
+@pytest.mark.parametrize("quantization", ["bf16", "int8"])
+def test_a_quantized_encoder_keeps_them_too(families, quantization, texts):
+    prior = build(families["bert"], texts, POOLED)
+    state, ids = batch(texts)
+    exact = prior.query(state, ids).latent
+    prior.become_quantized(quantization, 1.0)
+    assert_equal_to_recompute(prior, state, ids, atol=0.05, rtol=0.05)
+    assert (prior.query(state, ids).latent - exact).abs().max() > 1e-4, "fewer bits do something"
+
+
+def test_what_a_pooled_instruction_became_in_its_adapter_is_noticed(families, texts):
+    prior = build(families["bert"], texts, POOLED)
+    state, ids = batch(texts)
+    before = prior.query(state, ids).latent
+    with torch.no_grad():
+        prior.adapter.weight.mul_(-1.0)
+    assert (prior.query(state, ids).latent - before).abs().max() > 1e-2
+    assert_equal_to_recompute(prior, state, ids)
+    prior.extend_instructions(["pull the door slowly"])
+    assert_equal_to_recompute(prior, state, torch.full_like(ids, 3))
+
+
+@pytest.mark.parametrize("form", ["prompt", "pooled"])
+def test_with_prefix_attention_a_text_sees_itself_and_not_the_state(families, form, texts):
+    hidden = {}
+    for attention in ("own", "prefix"):
+        prior = build(families["bert"], texts, replace(PROMPT, form=form, attention=attention))
+        ids = torch.arange(len(texts))
+        words, lengths = prior._words(ids)
+        mask = (torch.arange(words.shape[1]) < lengths[:, None]).long()
+        alone = prior.transformer(inputs_embeds=words, attention_mask=mask).last_hidden_state
+        seen = []
+        prior.transformer.register_forward_hook(lambda *call, seen=seen: seen.append(call[-1].last_hidden_state))
+        recomputed(prior, torch.randn(len(texts), 6), ids)
+        hidden[attention] = [
+            (seen[0][row, :length] - alone[row, :length]).abs().max() for row, length in enumerate(lengths)
+        ]
+    assert max(hidden["prefix"]) < 1e-5
+    assert min(hidden["own"]) > 1e-2
+
+
+def test_prefix_attention_is_kept_and_a_prior_of_before_is_read(families, texts, tmp_path):
+    state, ids = batch(texts)
+    for attention in ("own", "prefix"):
+        prior = build(families["bert"], texts, replace(PROMPT, form="pooled", attention=attention))
+        again = LatentActionPrior.load(prior.save(tmp_path / attention))
+        assert again.prefix_kv is (attention == "prefix")
+        torch.testing.assert_close(again.query(state, ids).mean, prior.query(state, ids).mean)
+    file = tmp_path / "own" / "config.json"
+    config = json.loads(file.read_text())
+    del config["prior"]["attention"], config["sha256"]
+    file.write_text(json.dumps(config))
+    assert LatentActionPrior.load(tmp_path / "own").digest == config["digest"]
+
+
+def test_a_prior_of_before_keeps_its_digest(families, texts):
+    prior = build(families["bert"], texts, replace(PROMPT, form="pooled"))
+    config = asdict(prior.config)
+    for name, came_with in (("attention", "own"), ("state_path", "token")):
+        assert config.pop(name) == came_with
+    about = {"backbone": prior.reference["sha256"], "config": config, "texts": texts}
+    packed = torch.tensor(list(json.dumps(about, sort_keys=True).encode()), dtype=torch.uint8)
+    assert prior.digest == hash_tensors({**prior.own_tensors(), "about": packed})
+
+
+def test_prefix_attention_is_refused_where_it_cannot_be(families, texts):
+    with pytest.raises(UnsupportedArgument, match="attention: 'both'"):
+        replace(PROMPT, attention="both")
+    with pytest.raises(UnsupportedArgument, match=r"attention: a decoder's text .*leave attention=\"own\""):
+        build(families["llama"], texts, PREFIX)
+    with pytest.raises(UnsupportedArgument, match=r"prefix_kv: .* leave prefix_kv=None"):
+        build(families["bert"], texts, PREFIX, prefix_kv=False)
+    with pytest.raises(UnsupportedArgument, match=r'T5Stack takes no position_ids; leave attention="own"'):
+        build(families["t5"], texts, PREFIX)
+
+
+def test_an_encoder_that_reads_texts_both_ways_all_the_same_is_noticed(families, texts, monkeypatch):
+    backbone = find_backbone(families["bert"])
+    forward = backbone.model.forward
+
+    @wraps(forward)
+    def without_mask(*args, **kwargs):
+        return forward(*args, **{**kwargs, "attention_mask": None})
+
+    monkeypatch.setattr(backbone.model, "forward", without_mask)
+    with pytest.raises(UnsupportedArgument, match=r'off the full recompute; leave attention="own"'):
+        LatentActionPrior(POOLED, backbone, texts)
 
 
 def test_it_can_be_turned_off_and_is_remembered(families, texts, tmp_path):
