@@ -62,9 +62,22 @@ SHAPES: dict[str, tuple[str, dict[str, int]]] = {
         {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008},
     ),
 }
-# naive: the full prompt for every state, eager; shared: keys and values kept, or the pooled form of an encoder;
+# naive: the full prompt for every state, eager; pooled: an encoder's instruction as one token, which sees the state;
+# shared: keys and values kept, of an encoder those of the pooled instruction, which does not see the state;
 # compiled: shared, as one CUDA graph per batch size, or by torch.compile on a CPU
-FORMS = ["naive", "shared", "compiled", "bf16", "int8", "nf4", "fp8", "naive-bf16", "compiled-bf16", "amortised"]
+FORMS = [
+    "naive",
+    "pooled",
+    "shared",
+    "compiled",
+    "bf16",
+    "int8",
+    "nf4",
+    "fp8",
+    "naive-bf16",
+    "compiled-bf16",
+    "amortised",
+]
 FORMS += [f"cache-{percent}" for percent in HIT_PERCENT]
 LONGEST_CALL_S = 10.0
 KNOWN_STATES = 8192  # of a cache
@@ -106,7 +119,7 @@ def check_plan(shape: str, form: str, rows: int) -> None:
     free, needed = free_bytes(DEVICE), 2.2 * 4 * weights
     if free is not None and needed > free and shape not in made:
         pytest.skip(f"{shape} needs about {gigabytes(needed)} on {DEVICE}, {gigabytes(free)} are free")
-    seconds = 2 * linear * tokens_read(shape, form) * rows / matrix_products_per_s(torch.float32)
+    seconds = 2 * linear * tokens_read(form) * rows / matrix_products_per_s(torch.float32)
     if seconds > LONGEST_CALL_S:
         pytest.skip(f"{shape}, {form}: {rows} rows take at least {seconds:.0f} s a call here")
 
@@ -150,10 +163,12 @@ def outline_of(shape: str) -> Backbone:
 def prior_of(shape: str, form: str) -> Any:
     """Return the prior of a shape in one of FORMS; skip where it cannot be had here."""
     try:
-        if form.startswith("naive") or form == "shared":
-            prior = exact_prior(shape, shared=form == "shared")
+        if form in ("naive", "pooled", "naive-bf16"):
+            prior = exact_prior(shape, form.removesuffix("-bf16"))
             return prior if form != "naive-bf16" else quantize_prior(prior, "bf16", *batch_of(64))
-        exact = exact_prior(shape, shared=True)
+        exact = exact_prior(shape, "shared")
+        if form == "shared":
+            return exact
         if form == "amortised":
             student = AmortisedPrior(exact, StudentConfig(refresh=False, fallback_kl=None))
             return student.fit(*batch_of(64), epochs=1)
@@ -168,14 +183,18 @@ def prior_of(shape: str, form: str) -> Any:
         pytest.skip(f"{form}: {error}")
 
 
-def exact_prior(shape: str, *, shared: bool) -> LatentActionPrior:
-    """Return a prior that reads the full prompt for every state, or shares what the instruction costs."""
+def exact_prior(shape: str, form: str) -> LatentActionPrior:
+    """Return a "naive", "pooled" or "shared" prior; skip where a shape has no such."""
     backbone = backbone_of(shape)
-    form = "pooled" if shared and backbone.kind == "encoder" else "prompt"
+    if form == "pooled" and backbone.kind == "decoder":
+        pytest.skip("pooled: a decoder's instruction is not pooled")
+    pooled = form != "naive" and backbone.kind == "encoder"
     box = ((-1.0,) * ACTION_DIM, (1.0,) * ACTION_DIM)
     torch.manual_seed(0)
-    config = PriorConfig("gaussian", STATE_DIM, ACTION_DIM, *box, form=form)
-    prefix_kv = shared and form == "prompt"
+    config = PriorConfig("gaussian", STATE_DIM, ACTION_DIM, *box, form="prompt")
+    if pooled:
+        config = replace(config, form="pooled", attention="prefix" if form == "shared" else "own")
+    prefix_kv = None if form == "shared" else False
     return LatentActionPrior(config, backbone, INSTRUCTIONS, prefix_kv=prefix_kv).freeze().to(DEVICE)
 
 
@@ -225,13 +244,11 @@ def matrix_products_per_s(dtype: torch.dtype) -> float:
     return 2 * width**3 / best
 
 
-def tokens_read(shape: str, form: str) -> int:
+def tokens_read(form: str) -> int:
     """Return how many tokens pass the transformer for one state that it is asked about."""
     if form == "amortised":
         return 0
-    if form.startswith("naive"):
-        return TOKENS
-    return 2 if SHAPES[shape][0] == "Bert" else 1
+    return TOKENS if form.startswith("naive") else 2 if form == "pooled" else 1
 
 
 def memory_of(prior: Any, form: str, before: int) -> dict[str, int]:
@@ -302,9 +319,10 @@ def test_states_per_second(benchmark, shape, form, rows):
         **memory_of(prior, form, before),
         **{name: importlib.metadata.version(name) for name in ("transformers", "bitsandbytes")},
     )
-    read = tokens_read(shape, form)
+    read = tokens_read(form)
     if read and hit_percent is None:
-        dtype = torch.float32 if form in ("naive", "shared", "compiled", "int8", "nf4") else torch.bfloat16
+        exact = ("naive", "pooled", "shared", "compiled", "int8", "nf4")
+        dtype = torch.float32 if form in exact else torch.bfloat16
         done = 2 * numbers_of(shape)[1] * read * rows / middle
         benchmark.extra_info["matrix_products_per_s"] = matrix_products_per_s(dtype)
         benchmark.extra_info["share_of_matrix_product_rate"] = done / matrix_products_per_s(dtype)
@@ -312,28 +330,27 @@ def test_states_per_second(benchmark, shape, form, rows):
 
 @pytest.mark.parametrize("threads", sorted({1, usable_cores()}) if DEVICE.type == "cpu" else [1], indirect=True)
 @pytest.mark.parametrize("rows", RATIO_BATCHES)
-@pytest.mark.parametrize("dtype", ["float32", "bf16"])
+@pytest.mark.parametrize("forms", [("naive", "shared"), ("naive-bf16", "bf16"), ("pooled", "shared")], ids="/".join)
 @pytest.mark.parametrize("shape", list(SHAPES))
-def test_ratio_of_the_shared_instruction_to_the_full_prompt(benchmark, shape, dtype, rows, threads):
-    check_plan(shape, "naive", rows)
-    in_bf16 = dtype == "bf16"
-    naive, shared = (prior_of(shape, form) for form in (("naive-bf16", "bf16") if in_bf16 else ("naive", "shared")))
+def test_ratio_of_the_shared_instruction(benchmark, shape, forms, rows, threads):
+    check_plan(shape, forms[0], rows)
+    before, shared = (prior_of(shape, form) for form in forms)
     state, ids = batch_of(rows)
-    if shared.prefix_kv:
-        # a form that is wrong is not timed; the pooled form is another prior, with nothing to compare
-        close = {"atol": 1e-2, "rtol": 3e-2} if in_bf16 else {"atol": 1e-4, "rtol": 1e-3}
-        torch.testing.assert_close(shared.query(state, ids).mean, naive.query(state, ids).mean, **close)
-    times: dict[str, list[float]] = {"naive": [], "shared": []}
+    if shared.config == before.config:
+        # a form that is wrong is not timed; another form of an encoder is another prior, with nothing to compare
+        close = {"atol": 1e-2, "rtol": 3e-2} if forms[1] == "bf16" else {"atol": 1e-4, "rtol": 1e-3}
+        torch.testing.assert_close(shared.query(state, ids).mean, before.query(state, ids).mean, **close)
+    times: dict[str, list[float]] = {"before": [], "shared": []}
     for _ in range(9 if rows < 512 else 5):  # in turn, so that a busy machine slows both
-        for name, prior in (("naive", naive), ("shared", shared)):
+        for name, prior in (("before", before), ("shared", shared)):
             started = time.perf_counter()
             ask(prior, state, ids)
             times[name].append(time.perf_counter() - started)
-    middle = statistics.median(a / b for a, b in zip(times["naive"], times["shared"], strict=True))
-    fastest = min(times["naive"]) / min(times["shared"])
+    middle = statistics.median(a / b for a, b in zip(times["before"], times["shared"], strict=True))
+    fastest = min(times["before"]) / min(times["shared"])
     benchmark.extra_info.update(
         shape=shape,
-        dtype=dtype,
+        forms="/".join(forms),
         rows=rows,
         threads=threads,
         weights="random",

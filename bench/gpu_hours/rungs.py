@@ -99,7 +99,9 @@ def ladder(work: Work, stage: Stage, carried: str, *, python_envs: bool = True) 
         ),
         Arm(
             "3 shared instruction",
-            "prefix KV" if stage.shared_is == "exact" else "the instruction pooled into one token",
+            "prefix KV"
+            if stage.shared_is == "exact"
+            else "the instruction pooled into one token, of which the keys and values are kept",
             stage.shared_is,
             stage.shared.facts,
             partial(by_user, asker(stage.shared.prior), in_every_minibatch=False),

@@ -20,7 +20,7 @@ from lago_fast.evaluate import evaluate
 from lago_fast.presets import STUDENT, EnvSettings, Experiment, PriorSettings
 from lago_fast.priors.amortised import AmortisedPrior
 from lago_fast.priors.backbone import find_backbone
-from lago_fast.priors.config import PriorConfig
+from lago_fast.priors.config import Attention, PriorConfig
 from lago_fast.priors.finetune import fit_prior
 from lago_fast.priors.latent_action import LatentActionPrior
 from lago_fast.priors.locate import DEFAULT_BACKBONE
@@ -100,7 +100,7 @@ class Stage(NamedTuple):
     """The forms of the prior that the rungs ask."""
 
     prompt: Form  # the full prompt for every state
-    shared: Form  # prefix KV of a decoder (exact), the pooled instruction of an encoder (refit)
+    shared: Form  # prefix KV of a decoder (exact), of the pooled instruction of an encoder (refit)
     quantized: Form
     student: Form
     backbone: str
@@ -140,6 +140,7 @@ def _fit(work: Work, demos: Demonstrations, form: str) -> Form:
         demos.episode_id,
         texts,
         form=form,  # type: ignore[arg-type]
+        attention=attention_of(form),
         loss="mse",
         std="fixed",
         std_init=0.2,
@@ -151,15 +152,21 @@ def _fit(work: Work, demos: Demonstrations, form: str) -> Form:
     return Form(prior, {"one_off_s": time.perf_counter() - started, **_success(prior, work)})
 
 
+def attention_of(form: str) -> Attention:
+    """Return who sees whom: a pooled instruction does not see the state, so that its keys and values are kept."""
+    return "prefix" if form == "pooled" else "own"
+
+
 def shaped(work: Work, backbone_folder: Path, quantization: str) -> Stage:
     """Return forms on a backbone of random weights: their speed is that of its shape, and nobody learns from them."""
     backbone = find_backbone(str(backbone_folder), random_init=True)
     box = ((-1.0,) * ACTION_DIM, (1.0,) * ACTION_DIM)
     text, decoder = task_phrasings()[work.task][0], backbone.kind == "decoder"
 
-    def build(form: str, prefix_kv: bool) -> Any:
+    def build(form: str, prefix_kv: bool | None) -> Any:
         torch.manual_seed(work.seed)
-        config = PriorConfig("gaussian", STATE_DIM, ACTION_DIM, *box, form=form)  # type: ignore[arg-type]
+        attention = attention_of(form)
+        config = PriorConfig("gaussian", STATE_DIM, ACTION_DIM, *box, form=form, attention=attention)  # type: ignore[arg-type]
         prior = LatentActionPrior(config, backbone, [text], prefix_kv=prefix_kv)
         return prior.freeze().to(work.device)
 
@@ -167,7 +174,7 @@ def shaped(work: Work, backbone_folder: Path, quantization: str) -> Stage:
     states = torch.randn(work.slice_rows, STATE_DIM, generator=generator).to(work.device)
     prompt = build("prompt", False)
     # one transformer serves both: a copy of seven billion weights would fill the device
-    shared = build("prompt", True) if decoder else build("pooled", False)
+    shared = build("prompt", True) if decoder else build("pooled", None)
     quantized = _quantized(shared, quantization, states)
     student = _untaught_student(shared, states)
     facts = {"one_off_s": 0.0, "success": None}
