@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from bench.gpu_hours.accounting import Cost, measured
 from bench.gpu_hours.first_user import AutoModelPrior, PriorPPO
 from bench.gpu_hours.plain_ppo import PlainPPO
+from bench.gpu_hours.user_env import make_user_env
 from bench.gpu_hours.work import Stage, Work
 from lago_fast import FastKLPPO, make_metaworld
 from lago_fast.envs.metaworld import STATE_DIM
@@ -143,7 +144,20 @@ def peers(work: Work, sbx_python: str | None, skrl_python: str | None = None, *,
     """Return plain PPO, by this package and by others; `sbx_python`, `skrl_python`: interpreters that have these."""
     arms = [
         Arm("FastKLPPO, no prior", "this package", "peer", {}, partial(_ours, work, None)),
-        Arm("SB3 on EnvPool", "Stable-Baselines3's PPO", "peer", {}, partial(_sb3, work)),
+        Arm(
+            "SB3 on EnvPool",
+            "Stable-Baselines3's PPO on this package's lane",
+            "peer",
+            {},
+            partial(_sb3, make_env, work),
+        ),
+        Arm(
+            "SB3 on EnvPool, wrapped by its user",
+            "the same on EnvPool's own API, VecMonitor and VecNormalize",
+            "peer",
+            {},
+            partial(_sb3, make_user_env, work),
+        ),
         Arm("CleanRL style on EnvPool", "one file of eager PyTorch", "peer", {}, partial(_plain, work)),
     ]
     for name, adds, python in (("sbx", "SB3's PPO in JAX", sbx_python), ("skrl", "its PPO in PyTorch", skrl_python)):
@@ -214,8 +228,8 @@ def steady(work: Work, prior: Any, overlap: str = "none") -> Iterator[Slice]:
 
 
 @contextmanager
-def _sb3(work: Work) -> Iterator[Slice]:
-    env = make_env(work)
+def _sb3(make: Callable[[Work], VecEnv], work: Work) -> Iterator[Slice]:
+    env = make(work)
     yield partial(iteration, PPO("MlpPolicy", env, **work.ppo()))
     env.close()
 

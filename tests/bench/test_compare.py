@@ -27,7 +27,12 @@ def test_every_rung_and_peer_of_a_shape_takes_its_turns(tmp_path, capsys):
     result = json.loads(out.read_text())
     arms = result["arms"]
     assert [name.split()[0] for name in arms if name[0].isdigit()] == [str(k) for k in range(1, 9)]
-    assert {"FastKLPPO, no prior", "SB3 on EnvPool", "SB3 on Python Meta-World"} < arms.keys()
+    assert {
+        "FastKLPPO, no prior",
+        "SB3 on EnvPool",
+        "SB3 on EnvPool, wrapped by its user",
+        "SB3 on Python Meta-World",
+    } < arms.keys()
     assert arms["3 shared instruction"]["tag"] == "refit"
     assert arms["side row: overlapped"]["tag"] == "stale"
     assert all(len(arm["rounds"]) == 2 for arm in arms.values())
