@@ -262,8 +262,7 @@ def memory_of(prior: Any, form: str, before: int) -> dict[str, int]:
         return {"weights_bytes": weights_bytes(prior.inner.transformer), "cache_bytes": prior.cache.stats()["bytes"]}
     found = {"weights_bytes": weights_bytes(prior.transformer)}
     if prior.prefix_kv:
-        prior.query(*batch_of(1))
-        prefix = prior._ready[1].keywords["prefix"]
+        prefix = prior._prefix_now()
         found["prefix_bytes"] = sum(t.untyped_storage().nbytes() for t in (*prefix.keys, *prefix.values))
     if DEVICE.type == "cuda":
         found["peak_bytes"] = torch.cuda.max_memory_allocated() - before + sum(found.values())

@@ -98,7 +98,8 @@ class Fit:
             self.optimiser.zero_grad()
             for part in index.split(math.ceil(len(index) / self.recipe.parts)):
                 batch = self.train.take(part).reworded(self.generator)
-                out = self.prior(batch.state, batch.instruction_id, self.recipe.input_noise, self.recipe.wording_noise)
+                noise = self.recipe.input_noise, self.recipe.wording_noise
+                out = self.prior(batch.state, batch.instruction_id, *noise, kept=self.prior.is_text_fixed)
                 loss = self._loss(out, batch.action).mean() * (len(part) / len(index))
                 loss.backward()
                 total += float(loss.detach()) * len(index)
@@ -164,7 +165,8 @@ class Fit:
     def _predict(self, rows: Rows) -> PriorOutput:
         self.prior.eval()
         size = self.prior.query_batch_size
-        parts = [self.prior(s, i) for s, i in zip(rows.state.split(size), rows.instruction_id.split(size), strict=True)]
+        batches = zip(rows.state.split(size), rows.instruction_id.split(size), strict=True)
+        parts = [self.prior(state, ids, kept=self.prior.is_text_fixed) for state, ids in batches]
         return PriorOutput(*(None if c[0] is None else torch.cat(c) for c in zip(*parts, strict=True)))
 
 

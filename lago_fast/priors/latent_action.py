@@ -95,6 +95,7 @@ class LatentActionPrior(nn.Module):
         self.prefix_kv = prefixes.is_wanted(prefix_kv, config, backbone)
         self.demonstrated: Demonstrated | None = None
         self.buckets = False
+        self._kept: tuple[Any, PrefixKV] | None = None
         self._ready: tuple[Any, Callable[[Tensor, Tensor], Tensor], Buckets] | None = None
         self._backbone = replace(backbone, model=None)  # which may be cut or quantized below, and is not kept whole
         width = backbone.hidden_size
@@ -179,7 +180,13 @@ class LatentActionPrior(nn.Module):
     # the network
 
     def forward(
-        self, state: Tensor, instruction_id: Tensor, noise: float = 0.0, wording_noise: float = 0.0
+        self,
+        state: Tensor,
+        instruction_id: Tensor,
+        noise: float = 0.0,
+        wording_noise: float = 0.0,
+        *,
+        kept: bool = False,
     ) -> PriorOutput:
         """Return the unclamped, unfloored distribution with gradients, as the loss wants it.
 
@@ -188,9 +195,17 @@ class LatentActionPrior(nn.Module):
             instruction_id: [B] int64.
             noise: std of Gaussian noise added to the normalised state.
             wording_noise: likewise, added to the instruction latent as the adapter reads it; pooled form only.
+            kept: read the kept keys and values of the instructions, which have no gradients: the same answer where
+                `is_text_fixed`.
         """
         normal = self.normalise(state, noise)
-        return self._distribution(self._latent(normal, instruction_id, wording_noise=wording_noise))
+        prefix = self._prefix_now() if kept else None
+        return self._distribution(self._latent(normal, instruction_id, prefix, wording_noise=wording_noise))
+
+    @property
+    def is_text_fixed(self) -> bool:
+        """Return whether a fit leaves the instructions' keys and values as they are, and they are kept."""
+        return prefixes.stay(self.config) and self.prefix_kv
 
     def _distribution(self, latent: Tensor) -> PriorOutput:
         out = self.head(latent)
@@ -269,20 +284,28 @@ class LatentActionPrior(nn.Module):
         """Return how latents are read, with keys, values and graphs made anew when a weight or a text changed."""
         if self.config.form == "prompt" and not self.prefix_kv:
             raise UnsupportedArgument("buckets: the full prompt has no static shape; take prefix_kv, or buckets=False")
-        tensors = (*self.parameters(), *self.buffers())
-        version = [(id(t), t.device, t.dtype, 0 if t.is_inference() else t._version) for t in tensors]
+        version = _version(*self.parameters(), *self.buffers())
         if self._ready is None or self._ready[0] != version:
-            prefix = None
-            if self.prefix_kv:
-                # a query may come under inference_mode, whose tensors later queries could not use
-                with torch.inference_mode(False), torch.no_grad():
-                    words, lengths = self._words(torch.arange(len(self.table), device=self.table.device))
-                    one_way = self.config.attention == "prefix"
-                    prefix = prefixes.build(self.transformer, words, lengths, self.query_batch_size, one_way=one_way)
+            prefix = self._prefix_now() if self.prefix_kv else None
             static = Buckets(partial(self._latent, prefix=prefix, static=True), self.query_batch_size)
             self._ready = version, partial(self._latent, prefix=prefix), static
         _, as_it_comes, static = self._ready
         return static if self.buckets else as_it_comes
+
+    def _prefix_now(self) -> PrefixKV:
+        """Return the keys and values of the instructions, made anew when what they are made of changed."""
+        made_of = [self.tokens, self.table, *self.transformer.parameters(), *self.transformer.buffers()]
+        if self.adapter is not None:
+            made_of += [*self.adapter.parameters(), *(t for n, t in self.named_buffers() if n.endswith("_text"))]
+        version = _version(*made_of)
+        if self._kept is None or self._kept[0] != version:
+            # a query may come under inference_mode, whose tensors later queries could not use
+            with torch.inference_mode(False), torch.no_grad():
+                words, lengths = self._words(torch.arange(len(self.table), device=self.table.device))
+                one_way = self.config.attention == "prefix"
+                prefix = prefixes.build(self.transformer, words, lengths, self.query_batch_size, one_way=one_way)
+            self._kept = version, prefix
+        return self._kept[1]
 
     # instructions
 
@@ -322,7 +345,7 @@ class LatentActionPrior(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of: graphs and keys and values are not, it makes its own."""
-        return {**self.__dict__, "_ready": None}
+        return {**self.__dict__, "_kept": None, "_ready": None}
 
     def own_tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the prior outside of the transformer, by name."""
@@ -437,3 +460,8 @@ class LatentActionPrior(nn.Module):
         if wanted != "none":
             prior.become_quantized(wanted, max_quantization_kl, torch.device(device))
         return prior.to(device)
+
+
+def _version(*tensors: Tensor) -> list[tuple[Any, ...]]:
+    """Return what differs as soon as one of the tensors was written to, moved or replaced."""
+    return [(id(t), t.device, t.dtype, 0 if t.is_inference() else t._version) for t in tensors]

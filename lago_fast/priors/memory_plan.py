@@ -15,6 +15,7 @@ import torch
 
 from lago_fast.errors import InsufficientMemory, UnsupportedArgument
 from lago_fast.priors import backbone as backbones
+from lago_fast.priors import prefix as prefixes
 from lago_fast.priors.backbone import Backbone
 from lago_fast.priors.config import Finetune, PriorConfig
 from lago_fast.priors.quantize import linear_layers, replaceable_layers
@@ -35,6 +36,7 @@ class MemoryPlan:
     gradients: int
     optimiser: int
     best_epoch: int
+    instructions: int  # their keys and values, where a fit reads kept ones
     activations: int
 
     @property
@@ -75,12 +77,14 @@ def plan_fit(
     head = hidden * width + (hidden or width) * 2 * config.action_dim
     if config.state_path == "token_and_head":
         head += hidden * (config.state_dim + hidden)
+    kept = prefixes.stay(config) and prefixes.is_wanted(None, config, backbone)
     plan = plan_memory(
         skeleton_of(backbone.model, config.layers),
         finetune=config.finetune,
         rows=rows,
         tokens=int(backbones.tokenise(backbone, instructions)[1].max()) + 1 if prompt else 2,
         query_rows=query_rows,
+        kept_texts=len(instructions) if kept else 0,
         lora_rank=config.lora_rank,
         own_parameters=projector + adapter + head,
         gradient_checkpointing=gradient_checkpointing,
@@ -102,6 +106,7 @@ def plan_memory(
     rows: int,
     tokens: int,
     query_rows: int,
+    kept_texts: int = 0,
     lora_rank: int = 8,
     own_parameters: int = 0,
     gradient_checkpointing: bool = False,
@@ -114,6 +119,7 @@ def plan_memory(
         rows: of one backward pass.
         tokens: of the longest sequence, the state's included.
         query_rows: of one pass without gradients, as validation makes them.
+        kept_texts: whose keys and values are kept, so that only the state's token is read; 0: the whole sequence is.
         lora_rank: of the adapters.
         own_parameters: of the prior besides the transformer.
         gradient_checkpointing: keep only each layer's input, and compute the rest twice.
@@ -132,9 +138,12 @@ def plan_memory(
     # functions and dropout, and a row of attention per head
     per_token = 2 * sum(a + b for a, b in linear) // layers + NORMS * hidden + 2 * heads * tokens
     kept = layers * hidden + per_token if gradient_checkpointing else layers * per_token
+    # keys and values of a sequence in one layer; of kept ones each row gathers those of its own text
+    both = 2 * tokens * (hidden // heads) * int(getattr(skeleton.config, "num_key_value_heads", None) or heads)
+    read, gathered = (1, both) if kept_texts else (tokens, 0)
     # without gradients a layer's tensors are dropped as it goes
     passing = 2 * max((a + b for a, b in linear), default=0) + 2 * hidden + heads * tokens
-    learning, asking = rows * tokens * kept, query_rows * tokens * passing
+    learning, asking = rows * (read * kept + layers * gathered), query_rows * (read * passing + gathered)
     # a weight in NF4 is unpacked to be multiplied with
     unpacked = max((a * b for a, b in linear), default=0) if finetune == "qlora" else 0
     return MemoryPlan(
@@ -143,6 +152,7 @@ def plan_memory(
         gradients=FLOAT32 * moving,
         optimiser=2 * FLOAT32 * moving,
         best_epoch=FLOAT32 * moving,
+        instructions=FLOAT32 * kept_texts * layers * both,
         activations=FLOAT32 * (max(learning, asking) + unpacked),
     )
 

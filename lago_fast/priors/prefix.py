@@ -79,6 +79,11 @@ def is_wanted(asked: bool | None, config: PriorConfig, backbone: Backbone) -> bo
     return wanted
 
 
+def stay(config: PriorConfig) -> bool:
+    """Return whether a fit trains nothing that an instruction's keys and values are made of."""
+    return config.finetune == "frozen" and (config.form == "prompt" or not config.instruction_adapter)
+
+
 def check_supported(transformer: Any, one_way: bool = False) -> None:
     """Raise UnsupportedArgument when a transformer keeps no keys and values, or lets no one choose positions."""
     taken = _parameters(transformer)

@@ -44,6 +44,16 @@ def test_a_7b_backbone_fits_24_gigabytes_by_qlora(llama_7b):
     assert plan_memory(llama_7b, finetune="full", **batch).total > 100e9
 
 
+def test_kept_instructions_cost_their_keys_and_values_and_save_the_reading(llama_7b):
+    sizes = {"finetune": "frozen", "rows": 16, "tokens": 32, "query_rows": 1024}
+    whole, kept = plan_memory(llama_7b, **sizes), plan_memory(llama_7b, **sizes, kept_texts=10)
+    assert kept.instructions == 10 * 32 * 32 * 2 * 4096 * 4, "texts, layers, tokens, keys and values, width, bytes"
+    assert whole.instructions == 0
+    # of a row without gradients: both sides of the widest layer, norms, scores of 32 heads, gathered keys and values
+    assert kept.activations == 4 * 1024 * (2 * (4096 + 11008) + 2 * 4096 + 32 * 32 + 2 * 32 * 4096)
+    assert kept.activations < 0.2 * whole.activations
+
+
 def test_checkpointing_and_small_parts_save_activations(llama_7b):
     sizes = {"finetune": "qlora", "tokens": 32, "query_rows": 1}
     plain, parts, checkpointed = (

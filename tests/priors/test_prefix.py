@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
-from functools import wraps
+from functools import partial, wraps
 
 import pytest
 import torch
@@ -77,6 +77,46 @@ def test_one_token_is_read_per_state(families, family, config, texts):
     assert [tuple(call["inputs_embeds"].shape) for call in calls] == [(7, 1, 32)]
     lengths = prior.lengths[ids] if config.form == "prompt" else torch.ones_like(ids)
     assert calls[0]["position_ids"].flatten().tolist() == lengths.tolist()
+
+
+@KEPT
+def test_a_fit_may_read_what_is_kept(families, family, config, texts):
+    prior = build(families[family], texts, replace(config, instruction_adapter=False))
+    assert prior.is_text_fixed
+    state, ids = batch(texts)
+    gradients = []
+    for kept in (False, True):
+        for weights in (prior.projector.parameters(), prior.head.parameters()):
+            for weight in weights:
+                weight.requires_grad_(True).grad = None
+        prior(state, ids, kept=kept).mean.square().sum().backward()
+        gradients.append([w.grad for part in (prior.projector, prior.head) for w in part.parameters()])
+    assert min(g.abs().max() for g in gradients[0]) > 1e-3
+    torch.testing.assert_close(gradients[1], gradients[0], atol=2e-4, rtol=1e-4)
+
+
+def test_a_fit_of_a_frozen_decoder_reads_each_text_once_and_learns_the_same(families, clones, texts, monkeypatch):
+    def fitted():
+        return fit_prior(*clones, texts, backbone=families["llama"], epochs=2, batch_size=64, lr=1e-2)
+
+    built, build_once = [], prefixes.build
+    monkeypatch.setattr(prefixes, "build", lambda *args, **how: built.append(1) or build_once(*args, **how))
+    monkeypatch.setattr(prefixes, "read_whole", partial(counted, prefixes.read_whole))
+    counted.rows = 0
+    with_kept = fitted()
+    assert len(built) == 1
+    assert counted.rows == 2, "the shortest and the longest text, to compare"
+    monkeypatch.setattr(LatentActionPrior, "is_text_fixed", False)
+    whole = fitted()
+    assert counted.rows > len(clones.states)
+    for name, weight in whole.own_tensors().items():
+        torch.testing.assert_close(with_kept.own_tensors()[name], weight, atol=1e-3, rtol=1e-3)
+    assert with_kept.metrics["val_nll"] == pytest.approx(whole.metrics["val_nll"], abs=1e-3)
+
+
+def counted(read_whole, transformer, words, *rest, **how):
+    counted.rows += len(words)
+    return read_whole(transformer, words, *rest, **how)
 
 
 @KEPT
