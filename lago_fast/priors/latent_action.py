@@ -12,7 +12,6 @@ Test: pytest tests/priors/test_latent_action.py
 """
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -22,10 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lago_fast.errors import HashMismatch, PriorMismatch, UnsupportedArgument
+from lago_fast.errors import PriorMismatch, UnsupportedArgument
 from lago_fast.priors import backbone as backbones
-from lago_fast.priors import folder as folders
-from lago_fast.priors import parts, quantize, tuning
+from lago_fast.priors import latent_folder, parts, quantize, tuning
 from lago_fast.priors import prefix as prefixes
 from lago_fast.priors.backbone import Backbone
 from lago_fast.priors.base import PriorOutput, check_query
@@ -134,9 +132,10 @@ class LatentActionPrior(nn.Module):
     @property
     def digest(self) -> str:
         """Return the SHA-256 over backbone, configuration, weights, instructions and quantization."""
-        return self._digest_as(self.quantization)
+        return self.digest_as(self.quantization)
 
-    def _digest_as(self, quantization: Quantization) -> str:
+    def digest_as(self, quantization: Quantization) -> str:
+        """Return what the digest would be with so many bits."""
         # as it was before there were these, so that the priors of then keep their digests
         since = {("state_path", "token"), ("attention", "own")}
         config = {k: v for k, v in asdict(self.config).items() if (k, v) not in since}
@@ -374,28 +373,9 @@ class LatentActionPrior(nn.Module):
         Raises RunExists when the folder is taken and `overwrite` is False.
         """
 
-        def fill(place: Path) -> None:
-            folders.write_tensors(place / "prior.safetensors", self.own_tensors())
-            if self.config.finetune == "full":
-                folders.write_tensors(place / "backbone.safetensors", dict(self.transformer.state_dict()))
-            if self.config.finetune in tuning.ADAPTERS:
-                self.transformer.save_pretrained(place / "adapter", save_embedding_layers=False)
-
-        about = {
-            "class": "LatentActionPrior",
-            "digest": self.digest,
-            "backbone": self.reference,
-            "prior": asdict(self.config),
-            "query_batch_size": self.query_batch_size,
-            "prefix_kv": self.prefix_kv,
-            "quantization": self.quantization,
-            "max_quantization_kl": self.max_quantization_kl if math.isfinite(self.max_quantization_kl) else None,
-            "instructions": self.instructions,
-        }
-        return folders.write_folder(folder, about, self.metrics, fill, overwrite=overwrite)
+        return latent_folder.write(self, folder, overwrite=overwrite)
 
     @classmethod
-    @folders.typed_errors
     def load(
         cls,
         folder: str | Path,
@@ -423,43 +403,15 @@ class LatentActionPrior(nn.Module):
             BackboneUnavailable: the backbone cannot be found.
             UnsupportedArgument, MissingExtra, DeviceUnavailable: what is asked for cannot be had of this prior.
         """
-        folder, saved, metrics = folders.read_folder(folder, "LatentActionPrior")
-        entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved["prior"].items()}
-        config = PriorConfig(**entries)
-        tensors = folders.read_tensors(folder / "prior.safetensors")
-        found = backbones.find_reference(saved["backbone"], name=backbone)
-        prior = cls(
-            replace(config, finetune="frozen"),
-            found,
-            saved["instructions"],
-            query_batch_size=saved["query_batch_size"],
-            table=tensors["table"],
-            prefix_kv=saved.get("prefix_kv") if prefix_kv is None else prefix_kv,
+        return latent_folder.read(
+            cls,
+            folder,
+            device,
+            backbone=backbone,
+            prefix_kv=prefix_kv,
+            quantization=quantization,
+            max_quantization_kl=max_quantization_kl,
         )
-        prior.config, prior.reference, prior.metrics = config, saved["backbone"], metrics
-        if "demonstrated.scale" in tensors:
-            prior.demonstrated = Demonstrated(tensors["demonstrated.latents"], tensors["demonstrated.scale"])
-        own = {name: tensors[name] for name in prior.own_tensors()}
-        prior.load_state_dict(own, strict=False)
-        if config.finetune == "full":
-            prior.transformer.load_state_dict(folders.read_tensors(folder / "backbone.safetensors"))
-        if config.finetune in tuning.ADAPTERS:
-            prior.transformer = tuning.with_saved_adapters(prior.transformer, config, folder / "adapter")
-        recorded: Quantization = saved.get("quantization", "none")
-        if prior._digest_as(recorded) != saved["digest"]:
-            raise HashMismatch(f"folder: {folder} does not have the digest in its config.json; fit it again")
-        prior.freeze()
-        wanted = quantization or recorded
-        if recorded not in ("none", wanted):
-            raise UnsupportedArgument(
-                f"quantization: {folder} holds a prior made for {recorded!r}, not {wanted!r}; give the exact prior"
-            )
-        if max_quantization_kl is None:
-            bound = saved.get("max_quantization_kl", quantize.MAX_KL_NATS)
-            max_quantization_kl = math.inf if bound is None else bound
-        if wanted != "none":
-            prior.become_quantized(wanted, max_quantization_kl, torch.device(device))
-        return prior.to(device)
 
 
 def _version(*tensors: Tensor) -> list[tuple[Any, ...]]:
