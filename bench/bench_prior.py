@@ -18,6 +18,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,7 +28,8 @@ from lago_fast.priors.amortised import AmortisedPrior
 from lago_fast.priors.backbone import Backbone, find_backbone
 from lago_fast.priors.cache import CacheConfig
 from lago_fast.priors.cached_prior import CachedPrior
-from lago_fast.priors.config import PriorConfig
+from lago_fast.priors.config import Attention, PriorConfig
+from lago_fast.priors.finetune import fit_prior
 from lago_fast.priors.latent_action import LatentActionPrior
 from lago_fast.priors.memory_plan import free_bytes, gigabytes
 from lago_fast.priors.quantize import linear_layers, quantize_prior, weights_bytes
@@ -82,6 +84,7 @@ FORMS += [f"cache-{percent}" for percent in HIT_PERCENT]
 LONGEST_CALL_S = 10.0
 KNOWN_STATES = 8192  # of a cache
 RATIO_BATCHES = [1, 64, 512, 1024]
+FIT_ROWS = 2048
 
 
 @cache
@@ -358,3 +361,31 @@ def test_ratio_of_the_shared_instruction(benchmark, shape, forms, rows, threads)
         ratio_of_fastest=fastest,
     )
     benchmark.pedantic(ask, (shared, state, ids), rounds=3)
+
+
+@pytest.mark.parametrize("threads", [usable_cores()], indirect=True)
+@pytest.mark.parametrize("shape", ["minilm", "llama-256x6"])
+def test_ratio_of_a_fit_that_reads_kept_instructions(benchmark, shape, threads, monkeypatch):
+    backbone, rng = backbone_of(shape), np.random.default_rng(0)
+    states = rng.normal(size=(FIT_ROWS, STATE_DIM)).astype(np.float32)
+    columns = np.tanh(states[:, :ACTION_DIM]), rng.integers(len(INSTRUCTIONS), size=FIT_ROWS), np.arange(FIT_ROWS) // 64
+    attention: Attention = "prefix" if backbone.kind == "encoder" else "own"
+    settings: dict[str, Any] = {"form": "prompt", "attention": attention, "epochs": 1, "trust_rows": 0}
+
+    def fit() -> tuple[float, float]:
+        prior = fit_prior(states, *columns, INSTRUCTIONS, backbone=backbone, device=DEVICE, **settings)
+        return prior.metrics["seconds"], prior.metrics["val_nll"]
+
+    fit()
+    ratios = []
+    for _ in range(3):  # in turn, so that a busy machine slows both
+        kept = fit()
+        with monkeypatch.context() as patch:
+            patch.setattr(LatentActionPrior, "is_text_fixed", False)
+            whole = fit()
+        assert kept[1] == pytest.approx(whole[1], abs=1e-3), "a fit that learns something else is not timed"
+        ratios.append(whole[0] / kept[0])
+    benchmark.extra_info.update(
+        shape=shape, rows=FIT_ROWS, threads=threads, weights="random", tokens=TOKENS, ratio=statistics.median(ratios)
+    )
+    benchmark.pedantic(fit, rounds=1)
