@@ -27,6 +27,7 @@ class PrefixKV(NamedTuple):
     keys: list[Tensor]  # per layer [M, heads, L + 1, width]; there is room for the state's own behind the text's
     values: list[Tensor]
     lengths: Tensor  # [M] int64
+    first: int  # position of a text's first token, as the transformer counts
 
 
 def read_whole(
@@ -135,7 +136,7 @@ def build(transformer: Any, words: Tensor, lengths: Tensor, rows: int, *, one_wa
         [_with_room([getattr(layer, name) for layer in layers]) for layers in zip(*parts, strict=True)]
         for name in ("keys", "values")
     )
-    prefix = PrefixKV(keys, values, lengths)
+    prefix = PrefixKV(keys, values, lengths, _first_position(transformer))
     _check(transformer, prefix, words, one_way)
     return prefix
 
@@ -169,9 +170,15 @@ def read_state(
     return transformer(
         inputs_embeds=state_token[:, None].to(dtype),
         attention_mask=mask,
-        position_ids=lengths[:, None],
+        position_ids=prefix.first + lengths[:, None],
         **{cache_name(transformer): Cache(layers=layers)},
     ).last_hidden_state[:, 0]
+
+
+def _first_position(transformer: Any) -> int:
+    """Return 0, or the number behind that of the padding's position where there is one: RoBERTa counts from there."""
+    tables = [module for name, module in transformer.named_modules() if name.endswith("position_embeddings")]
+    return 1 + tables[0].padding_idx if tables and getattr(tables[0], "padding_idx", None) is not None else 0
 
 
 def _with_room(parts: list[Tensor]) -> Tensor:

@@ -112,12 +112,13 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return the folders of two-layer backbones of every family, hidden size 32, by name."""
-    from transformers import BertConfig, GPT2Config, LlamaConfig, Qwen2Config, T5Config
+    from transformers import BertConfig, GPT2Config, LlamaConfig, Qwen2Config, RobertaConfig, T5Config
 
     shared: dict[str, Any] = {"vocab_size": len(WORDS) + 1, "max_position_embeddings": 12, "initializer_range": 0.3}
     wide: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     configs = {
         "bert": BertConfig(intermediate_size=64, **shared, **wide),
+        "roberta": RobertaConfig(intermediate_size=64, **shared, **wide),
         "llama": LlamaConfig(intermediate_size=64, num_key_value_heads=1, **shared, **wide),
         "qwen2": Qwen2Config(intermediate_size=64, num_key_value_heads=1, **{**shared, **wide, "vocab_size": 256}),
         "gpt2": GPT2Config(vocab_size=11, n_positions=12, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3),
