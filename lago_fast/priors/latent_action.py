@@ -194,9 +194,11 @@ class LatentActionPrior(nn.Module):
             instruction_id: [B] int64.
             noise: std of Gaussian noise added to the normalised state.
             wording_noise: likewise, added to the instruction latent as the adapter reads it; pooled form only.
-            kept: read the kept keys and values of the instructions, which have no gradients: the same answer where
-                `is_text_fixed`.
+            kept: read the kept keys and values of the instructions, which have no gradients: the same answer.
+                UnsupportedArgument unless `is_text_fixed`, and with `wording_noise`, which they could not take.
         """
+        if kept and (wording_noise or not self.is_text_fixed):
+            raise UnsupportedArgument("kept: a fit changes these instructions, or adds noise to them; leave kept=False")
         normal = self.normalise(state, noise)
         prefix = self._prefix_now() if kept else None
         return self._distribution(self._latent(normal, instruction_id, prefix, wording_noise=wording_noise))

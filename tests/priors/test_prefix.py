@@ -96,6 +96,13 @@ def test_a_fit_may_read_what_is_kept(families, family, config, texts):
     torch.testing.assert_close(gradients[1], gradients[0], atol=2e-4, rtol=1e-4)
 
 
+def test_what_is_kept_is_refused_to_a_fit_that_changes_it(families, texts):
+    state, ids = batch(texts)
+    for config, noise in ((POOLED, 0.0), (replace(POOLED, instruction_adapter=False), 0.1)):
+        with pytest.raises(UnsupportedArgument, match=r"kept: .* leave kept=False"):
+            build(families["bert"], texts, config)(state, ids, wording_noise=noise, kept=True)
+
+
 def test_a_fit_of_a_frozen_decoder_reads_each_text_once_and_learns_the_same(families, clones, texts, monkeypatch):
     def fitted():
         return fit_prior(*clones, texts, backbone=families["llama"], epochs=2, batch_size=64, lr=1e-2)
