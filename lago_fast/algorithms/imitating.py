@@ -120,8 +120,12 @@ class ImitatingPPO(CollectingPPO):
             return self._played is not None
         return bool(self._guard.to_imitate())
 
-    def _imitate_prior(self, parameters: Parameters) -> float:
-        """Fit the policy to a prior that the guard lets count; return the KL in nats of the last minibatch."""
+    def _imitate_prior(self, parameters: Parameters) -> float | None:
+        """Fit the policy to a prior that the guard lets count.
+
+        Returns:
+            The KL in nats of the last minibatch, or None where no given row is of a group that counts.
+        """
         assert self._guard is not None
         played, self._played = self._played, None
         if self._given is None:
@@ -131,7 +135,7 @@ class ImitatingPPO(CollectingPPO):
         of_row = self._given.instruction_id if self._guard.env_group is None else self._given.task_id
         # all of them: a network that is fitted to one task alone forgets the others
         rows = torch.isin(of_row, torch.tensor(self._fitted_groups, device=self.device))
-        return self._fit_to_given(self._given, rows, parameters) if bool(rows.any()) else math.nan
+        return self._fit_to_given(self._given, rows, parameters) if bool(rows.any()) else None
 
     def _note_imitated(self) -> None:
         """Have the guard know, once an update has passed, which groups' rows were imitated in it."""

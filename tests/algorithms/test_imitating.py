@@ -73,6 +73,16 @@ def test_with_a_guard_a_prior_that_is_better_is_imitated_and_no_other():
         assert model.num_timesteps == 256 + 128
 
 
+def test_a_prior_that_is_better_where_no_row_was_given_is_not_imitated_and_no_kl_is_logged():
+    model = given(model_of(guard=FEW))
+    model._given = model._given._replace(
+        instruction_id=model._given.instruction_id + 1, task_id=model._given.task_id + 1
+    )
+    model.learn(256, log_interval=1000)
+    assert model.prior.queried == 256 + 128
+    assert "prior/imitation_kl" not in model.logger.name_to_value
+
+
 def test_adam_and_the_learning_rate_are_as_if_nothing_had_been():
     model = given(model_of(learning_rate=1e-4))
     model.learn(256)
