@@ -1,4 +1,4 @@
-"""Types of the native CPU module (csrc/bindings.cc). Addresses are raw; the callers check the arrays."""
+"""Types of the native CPU module (csrc/bindings/). Addresses are raw; the callers check the arrays."""
 
 from collections.abc import Sequence
 

@@ -1,5 +1,5 @@
 # The CUDA kernels of a build with -DLAGO_CUDA=ON. Addresses are device pointers as ints, 0 for none; `type` is 0 for
-# float32, 1 for bfloat16, 2 for float16; `place` is (device index, stream); the bindings are in csrc/cuda_bindings.cc.
+# float32, 1 for bfloat16, 2 for float16; `place` is (device index, stream); the bindings are in csrc/bindings/cuda.cc.
 from collections.abc import Sequence
 
 MAX_DIMS: int

@@ -363,9 +363,7 @@ class FastKLPPO(ImitatingPPO):
         clock.lap("logging")
         if self._imitates():
             check_parameters(parameters, self._gradient_steps)
-            imitation_kl = self._imitate_prior(parameters)
-            if imitation_kl is not None:
-                self.logger.record("prior/imitation_kl", imitation_kl)
+            self._imitate_prior(parameters)
             clock.lap("update")
         self._close_iteration()
 

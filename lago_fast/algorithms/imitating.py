@@ -120,22 +120,20 @@ class ImitatingPPO(CollectingPPO):
             return self._played is not None
         return bool(self._guard.to_imitate())
 
-    def _imitate_prior(self, parameters: Parameters) -> float | None:
-        """Fit the policy to a prior that the guard lets count.
-
-        Returns:
-            The KL in nats of the last minibatch, or None where no given row is of a group that counts.
-        """
+    def _imitate_prior(self, parameters: Parameters) -> None:
+        """Fit the policy to a prior that the guard lets count; log the KL in nats of the last minibatch."""
         assert self._guard is not None
         played, self._played = self._played, None
         if self._given is None:
             assert played is not None
-            return self._fit_to_prior(played, parameters)
+            self.logger.record("prior/imitation_kl", self._fit_to_prior(played, parameters))
+            return
         self._fitted_groups = self._guard.to_imitate()
         of_row = self._given.instruction_id if self._guard.env_group is None else self._given.task_id
         # all of them: a network that is fitted to one task alone forgets the others
         rows = torch.isin(of_row, torch.tensor(self._fitted_groups, device=self.device))
-        return self._fit_to_given(self._given, rows, parameters) if bool(rows.any()) else None
+        if rows.any():
+            self.logger.record("prior/imitation_kl", self._fit_to_given(self._given, rows, parameters))
 
     def _note_imitated(self) -> None:
         """Have the guard know, once an update has passed, which groups' rows were imitated in it."""

@@ -43,7 +43,7 @@ from tests.kernels.cuda_cases import (
 
 ROOT = Path(__file__).resolve().parents[2]
 STUBS = ROOT / "tests" / "native"
-UNITS = [*sorted((ROOT / "kernels").glob("*/*.cu")), ROOT / "csrc" / "cuda_bindings.cc", STUBS / "cuda_on_cpu.cc"]
+UNITS = [*sorted((ROOT / "kernels").glob("*/*.cu")), ROOT / "csrc" / "bindings" / "cuda.cc", STUBS / "cuda_on_cpu.cc"]
 HEADERS = [*sorted((ROOT / "csrc" / "cuda").glob("*.h")), *sorted(STUBS.glob("*.h"))]
 FLAGS = "-std=c++17 -O1 -fPIC -U_FORTIFY_SOURCE -fno-strict-aliasing -Wall -Werror -Wno-unknown-pragmas"
 

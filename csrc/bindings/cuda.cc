@@ -1,6 +1,6 @@
-// The only file of the CUDA part that knows Python. It turns addresses into pointers, refuses counts and
-// addresses that would be read out of bounds, drops the GIL, and raises what CUDA reports; dtype, device,
-// shape and contiguity are checked in kernels/<op>/cuda_fused.py.
+// The CUDA part of the bindings. It turns addresses into pointers, refuses counts and addresses that would be
+// read out of bounds, drops the GIL, and raises what CUDA reports; dtype, device, shape and contiguity are
+// checked in kernels/<op>/cuda_fused.py.
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
