@@ -87,7 +87,10 @@ def read_tensors(path: Path) -> Checkpoint:
 
 
 def write_checkpoint(folder: Path, iteration: int, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write the checkpoint of an iteration, then delete all but the newest `keep`; return its path.
+    """Write the checkpoint of an iteration, then delete all but it and the newest of the others, `keep` in all.
+
+    Returns:
+        Its path.
 
     Raises:
         NotSaved: the system could not write it; every older one stands.
@@ -96,9 +99,23 @@ def write_checkpoint(folder: Path, iteration: int, checkpoint: Checkpoint, keep:
         rest.unlink(missing_ok=True)
     path = folder / f"iteration_{iteration:08d}.safetensors"
     write_tensors(path, *checkpoint)
-    for old in paths_in(folder)[:-keep]:
+    others = [other for other in paths_in(folder) if other != path]
+    for old in others[: max(0, len(others) - (keep - 1))]:
         old.unlink(missing_ok=True)
     return path
+
+
+def set_aside_after(folder: Path, iteration: int) -> list[Path]:
+    """Rename the checkpoints of iterations after this one, which a run that was taken back will not come from.
+
+    Returns:
+        Where they are now; `newest` passes them over.
+    """
+    aside = []
+    for path in paths_in(folder):
+        if int(path.stem.removeprefix("iteration_")) > iteration:
+            aside.append(path.replace(path.with_name(f"{path.name}.aside")))
+    return aside
 
 
 def paths_in(folder: Path) -> list[Path]:

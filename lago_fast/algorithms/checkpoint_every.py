@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from lago_fast.algorithms.checkpoint import newest, paths_in, write_checkpoint
+from lago_fast.algorithms.checkpoint import newest, paths_in, set_aside_after, write_checkpoint
 from lago_fast.algorithms.stopping import StopOnSignals
 from lago_fast.algorithms.training_state import state_of
 from lago_fast.errors import RunExists, UnsupportedArgument
@@ -33,7 +33,8 @@ class Kept(Protocol):
 class CheckpointEvery(BaseCallback):
     """Write a checkpoint before the first iteration, after every few, and at the end.
 
-    `FastKLPPO.resume(folder, env)` or `model.restore(folder)` goes on from the newest one.
+    `FastKLPPO.resume(folder, env)` or `model.restore(folder)` goes on from the newest one. A run that was taken back
+    to an older one sets those after it aside, under another name.
 
     Args:
         folder: of the checkpoints; made where it is missing.
@@ -75,6 +76,8 @@ class CheckpointEvery(BaseCallback):
                     f"folder: {path} is of another run; go on from it with FastKLPPO.resume, name another folder, or "
                     "delete it"
                 )
+            for aside in set_aside_after(self.folder, self._ppo.iterations):
+                logger.warning("%s is of an iteration that this run has not reached, or not again: set aside", aside)
 
     def _on_rollout_start(self) -> None:
         stopped = self.stop is not None and self.stop.caught is not None

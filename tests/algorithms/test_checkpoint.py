@@ -17,6 +17,7 @@ from lago_fast.algorithms.checkpoint import (
     newest,
     paths_in,
     read_tensors,
+    set_aside_after,
     write_checkpoint,
     write_tensors,
 )
@@ -194,3 +195,20 @@ def test_mutated_checkpoints_are_refused_by_a_typed_error(tmp_path, request):
             assert all(torch.equal(tensors[name], tensor) for name, tensor in STATE.tensors.items())
             assert figures["num_timesteps"] == 12
     assert refused > 0.9 * request.config.getoption("--mutations")
+
+
+def test_a_run_that_was_taken_back_sets_what_came_after_aside(tmp_path):
+    for iteration in (4, 5, 6):
+        written(tmp_path, iteration)
+    aside = set_aside_after(tmp_path, 4)
+    assert [path.name for path in aside] == [f"iteration_0000000{n}.safetensors.aside" for n in (5, 6)]
+    assert all(path.is_file() for path in aside)
+    assert newest(tmp_path)[0].name == "iteration_00000004.safetensors"
+
+
+def test_what_was_just_written_stays_whatever_is_newer(tmp_path):
+    written(tmp_path, 6)
+    path = written(tmp_path, 5, keep=1)
+    assert paths_in(tmp_path) == [path]
+    written(tmp_path, 7, keep=2)
+    assert [p.name for p in paths_in(tmp_path)] == ["iteration_00000005.safetensors", "iteration_00000007.safetensors"]

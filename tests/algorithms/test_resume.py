@@ -248,3 +248,14 @@ def test_a_checkpoint_that_someone_else_made_is_refused_by_a_typed_error(tmp_pat
     write_tensors(path, *state)
     with pytest.raises((errors.CorruptFile, errors.UnsupportedArgument)):
         FastKLPPO.resume(tmp_path, point_env(), device="cpu")
+
+
+def test_a_run_that_is_taken_back_goes_on_from_there(tmp_path, caplog):
+    options = {"n_steps": 8, "batch_size": 32, "n_epochs": 1, "device": "cpu", "seed": 0}
+    model = FastKLPPO("MlpPolicy", point_env(), **options)
+    model.learn(32 * 6, callback=CheckpointEvery(tmp_path, 1, keep=3))
+    back = FastKLPPO.resume(tmp_path / "iteration_00000004.safetensors", point_env(), device="cpu", learning_rate=1e-4)
+    back.learn(32, callback=CheckpointEvery(tmp_path, 1, keep=1), reset_num_timesteps=False)
+    assert "iteration_00000006.safetensors.aside" in caplog.text
+    again = FastKLPPO.resume(tmp_path, point_env(), device="cpu")
+    assert (again.iterations, again.learning_rate) == (5, 1e-4)
