@@ -3,7 +3,7 @@
 Test: pytest tests/algorithms/test_fast_kl_ppo.py tests/algorithms/test_sb3_parity.py tests/algorithms/test_numbers.py
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -15,13 +15,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from lago_fast.algorithms.heads import CategoricalHead, PolicysOwnHead, TextHead
+from lago_fast import ops
+from lago_fast.algorithms.captured import CapturedStep
+from lago_fast.algorithms.heads import CategoricalHead, PolicysOwnHead, TextHead, make_head
 from lago_fast.algorithms.kl_coefficient import KLCoefficient
 from lago_fast.algorithms.lanes import LaneStep, bounded_actions, episode_info
 from lago_fast.algorithms.micro_batches import Halving
-from lago_fast.algorithms.numbers import Numbers, check_rollout, check_unnormalised, observation_columns
+from lago_fast.algorithms.numbers import Numbers, check_last, check_rollout, check_unnormalised, observation_columns
 from lago_fast.algorithms.overlapping import Actor, OverlappingPPO
-from lago_fast.algorithms.prior_query import query_prior
+from lago_fast.algorithms.prior_query import check_support, query_prior
 from lago_fast.algorithms.stage_clock import StageClock
 from lago_fast.algorithms.stepping import steps, torch_threads_beside
 from lago_fast.algorithms.workers import name_env
@@ -45,6 +47,10 @@ class CollectingPPO(OverlappingPPO):
     _numbers: Numbers
     _kl_coefficient: KLCoefficient
     _prior_rows: Halving
+    impl: str
+    cuda_graph: bool
+    set_prior: Callable[[ActionPrior], None]
+    _captured: CapturedStep | None
     _dropped: bool  # whether the rollout was, so that nothing is learnt from it
 
     def collect_rollouts(
@@ -94,6 +100,7 @@ class CollectingPPO(OverlappingPPO):
         except NonFiniteError as error:
             self._numbers.drop_rollout(self, error, n_steps + 1)
             self._dropped = True
+        n_steps = n_rollout_steps
         callback.update_locals(locals())
         callback.on_rollout_end()
         self.iterations += 1
@@ -123,8 +130,7 @@ class CollectingPPO(OverlappingPPO):
         self._note_returns(step)
         for episode in step.episodes:
             self.ep_info_buffer.append(episode_info(episode, self.start_time / 1e9))  # type: ignore[union-attr]
-            if episode.success is not None:
-                self.ep_success_buffer.append(episode.success)  # type: ignore[union-attr]
+        self.ep_success_buffer.extend(step.successes)  # type: ignore[union-attr]
         buffer = self._buffer
         for column, array in (
             (buffer.rewards, step.reward),
@@ -135,10 +141,20 @@ class CollectingPPO(OverlappingPPO):
             put(array, column[t])
         self.stage_clock.lap("transfer")
         if len(step.replaced):
+            self._check_last(step.last_observation, step.replaced, t)
             envs = torch.as_tensor(step.replaced, device=self.device)
             terminal_values.append((t, envs, self._values(step.last_observation)))
         self._last_obs, self._instruction_id = step.observation, step.instruction_id
         self._last_episode_starts = step.terminated | step.truncated
+
+    def _check_last(self, observation: Any, envs: np.ndarray, t: int) -> None:
+        """Check observations that no column holds, seen after step t; what was bad before them is named first."""
+        try:
+            check_last(observation, envs, t)
+        except NonFiniteError:
+            columns = {**observation_columns(self._buffer), "reward": self._buffer.rewards}
+            check_rollout(columns, "mend the env", t + 1)
+            raise
 
     def _finish_rollout(
         self, terminal_values: list[tuple[int, Tensor, Tensor]], last_values: Tensor | None = None
@@ -153,6 +169,7 @@ class CollectingPPO(OverlappingPPO):
         clock = self.stage_clock
         if isinstance(self._head, TextHead):
             self._head.fit_inputs(buffer.observations)
+        self._check_last(self._last_obs, np.arange(self.n_envs), self.n_steps - 1)
         buffer.bootstrap(self._values(self._last_obs) if last_values is None else last_values, terminal_values)
         clock.lap("policy")
         check_rollout({**observation_columns(buffer), "reward": buffer.rewards}, "mend the env")
@@ -165,11 +182,33 @@ class CollectingPPO(OverlappingPPO):
         self._let_guard_weigh()
         check_rollout({"advantage": buffer.advantages, "return": buffer.returns}, "scale the rewards")
 
+    def _take_head(self) -> None:
+        """Make what computes by the policy's networks."""
+        self._head = make_head(self.policy, self._impl_of("mlp"))
+        self.impls = {self._head.op: ops.resolve(self._head.op, self.device.type, self.impl)[0]}
+        for op in ("adam", "gae", "mlp", "take_rows"):
+            self.impls[op] = ops.resolve(op, self.device.type, self._impl_of(op))[0]
+        graphed = self.cuda_graph and self.device.type == "cuda"  # a model from a GPU is loaded on a CPU, too
+        self._captured = CapturedStep(self._head, self.impls["take_rows"]) if graphed else None
+
     def _look_at_policy(self) -> None:
-        """Find the policy's networks where they are now: whoever holds the model may have changed them."""
+        """Find policy, networks and the KL's weight where they are now: whoever holds the model may have changed them.
+
+        Raises:
+            UnsupportedArgument: a weight that has no meaning, or a policy that has no KL to the prior.
+        """
+        if self._head.policy is not self.policy:
+            self._take_head()
+            if self.prior is not None:
+                self.set_prior(self.prior)
+        self._kl_coefficient = KLCoefficient(self.kl_coef, self.target_prior_kl, self.auto_kl_coef)
         if self._head.networks is not None:
             self._head.networks.refresh()
             self.impls["mlp"] = "cpp" if self._head.networks.native else "reference"
+
+    def _impl_of(self, op: str) -> str:
+        """Return the implementation wanted of an op beside the loss: the same where it is written for that op."""
+        return self.impl if self.impl in ops.IMPLEMENTATIONS[op] else "auto"
 
     @torch.no_grad()
     def _act(
@@ -204,6 +243,8 @@ class CollectingPPO(OverlappingPPO):
         buffer = self._buffer
         assert not isinstance(self._head, PolicysOwnHead)
         query_prior(prior, buffer, self._head, self._prior_ids, self._prior_rows)
+        if self.kl_direction == "policy_prior" and type(self._head) is CategoricalHead:  # which masks no action
+            check_support(buffer.prior_outputs[0])
         for key, value in prior.telemetry().items():
             self.logger.record(key, value)
         if self.kl_placement != "loss":
@@ -212,9 +253,10 @@ class CollectingPPO(OverlappingPPO):
                 tuple(o.flatten(0, 1) for o in buffer.prior_outputs),
                 map_observations(lambda column: column.flatten(0, 1), buffer.observations),
             )
-            buffer.rewards -= self._kl_coefficient.value(self._current_progress_remaining) * kl.reshape_as(
-                buffer.rewards
-            )
+            # which Stable-Baselines3 brings up to date between a rollout and its update
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+            coefficient = self._kl_coefficient.value(self._current_progress_remaining)
+            buffer.rewards -= coefficient * kl.reshape_as(buffer.rewards)
 
     def _prior_kl(self, outputs: tuple[Tensor, ...], prior: tuple[Tensor, ...], observations: Observations) -> Tensor:
         head = self._head

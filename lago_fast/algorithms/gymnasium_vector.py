@@ -17,6 +17,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from lago_fast.algorithms.lanes import Episode, LaneStep
 from lago_fast.errors import UnsupportedArgument
 
+FINAL = ("final_info", "_final_info", "final_obs", "_final_obs")  # what an info says of the episode before
+
 
 class GymnasiumVecEnv(VecEnv):
     """A Stable-Baselines3 vector env over a gymnasium one.
@@ -65,14 +67,12 @@ class GymnasiumVecEnv(VecEnv):
         done = terminated | truncated
         records = [info_of(infos, i) for i in range(self.num_envs)]
         for episode in self.episodes.add(reward, done, records):
-            records[episode.env]["episode"] = {
-                "r": episode.total_reward,
-                "l": episode.length,
-                "t": time.perf_counter() - self.episodes.started,
-            }
-        last = copied(observation)
+            records[episode.env]["episode"] = self.episodes.record(episode)
+        last, fresh = copied(observation), infos
         if self.autoreset_mode is AutoresetMode.DISABLED and done.any():
-            observation, _ = self.env.reset(options={"reset_mask": done})
+            observation, fresh = self.env.reset(options={"reset_mask": done})
+        for i in np.flatnonzero(done).tolist():
+            self.reset_infos[i] = info_of({key: column for key, column in fresh.items() if key not in FINAL}, i)
         for i, info in enumerate(records):
             info["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
             if done[i]:
@@ -122,8 +122,9 @@ class NextStepLane:
         self.owner = owner
 
     def begin(self) -> np.ndarray:
-        n = self.owner.num_envs
-        self._ended, self._instruction_id = np.zeros(n, bool), np.zeros(n, np.int64)
+        self._ended = np.zeros(self.owner.num_envs, bool)
+        ids = [info.get("instruction_id", 0) for info in self.owner.reset_infos]
+        self._instruction_id = np.array(ids, dtype=np.int64)
         return self._instruction_id.copy()
 
     def step(self, actions: np.ndarray) -> LaneStep:
@@ -135,6 +136,10 @@ class NextStepLane:
         episodes = self.owner.episodes.add(np.where(valid, reward, 0.0), self._ended, records, valid)
         for i, info in enumerate(records):
             self._instruction_id[i] = info.get("instruction_id", self._instruction_id[i])
+            info["TimeLimit.truncated"] = bool(truncated[i])
+        for episode in episodes:
+            records[episode.env] |= {"episode": self.owner.episodes.record(episode)}
+            records[episode.env]["terminal_observation"] = row_of(copied(observation), episode.env)
         nothing = np.zeros(0, np.int64)
         return LaneStep(
             copied(observation),
@@ -146,6 +151,7 @@ class NextStepLane:
             nothing,
             nothing,
             episodes,
+            [episode.success for episode in episodes if episode.success is not None],
             records,
         )
 
@@ -159,6 +165,10 @@ class _Episodes:
 
     def start(self) -> None:
         self.total[:], self.length[:] = 0.0, 0
+
+    def record(self, episode: Episode) -> dict[str, Any]:
+        """Return an episode as Stable-Baselines3's Monitor writes it."""
+        return {"r": episode.total_reward, "l": episode.length, "t": time.perf_counter() - self.started}
 
     def add(
         self, reward: np.ndarray, ended: np.ndarray, infos: list[dict[str, Any]], valid: np.ndarray | bool = True

@@ -20,6 +20,7 @@ class Episode(NamedTuple):
     total_reward: float  # the simulator's, not normalised
     length: int  # env steps
     success: bool | None  # at any step; None where the env does not say
+    info: dict[str, Any] | None = None  # as a Monitor wrote it; None where there is none
 
 
 class LaneStep(NamedTuple):
@@ -32,6 +33,7 @@ class LaneStep(NamedTuple):
     replaced: np.ndarray  # [k] env indices whose true last observation stands in `last_observation`
     last_observation: Any  # [k, ...], or a dictionary of such
     episodes: list[Episode]  # that ended with this step
+    successes: list[bool]  # of these, and of ended episodes whose return nobody counts, where the env says so
     infos: Sequence[dict[str, Any]]  # Stable-Baselines3's
 
 
@@ -120,6 +122,7 @@ class ArrayLane:
             self._none,
             step.observation[:0],
             episodes,
+            [bool(episode.success) for episode in episodes],
             ArrayInfos(step, episodes, self._started),
         )
 
@@ -135,6 +138,14 @@ class GroupedLane(ArrayLane):
         """Wait for a group's step; it has `observation` and `instruction_id`."""
         return self.env.recv_group(group)
 
+    def drop(self, group: int) -> None:
+        """Wait for a group's step that nobody will learn from; of its episodes only where they stand is kept."""
+        part, rows = self.env.recv_group(group), self.env.groups[group]
+        going_on = ~(part.terminated | part.truncated)
+        self._total[rows] = (self._total[rows] + part.raw_reward) * going_on
+        self._length[rows] = (self._length[rows] + part.valid) * going_on
+        self._success[rows] = (self._success[rows] | (part.success & part.valid)) & going_on
+
     def join(self, parts: list[Any]) -> LaneStep:
         """Return one step of every group as one of all."""
         return self._noted(self.env.join(parts))
@@ -144,27 +155,39 @@ class Sb3Lane:
     """The lane of any Stable-Baselines3 vector env.
 
     Args:
-        env: the vector env; `instruction_id` in its infos is honoured where it exists.
+        env: the vector env; `instruction_id` in its infos is honoured where it exists. The id of a next episode's first
+            observation is read from `reset_infos`, as Stable-Baselines3's own vector envs fill them, or from the info
+            of the step itself where that has a `terminal_instruction_id` beside it.
     """
 
     def __init__(self, env: VecEnv) -> None:
         self.env = env
         self._instruction_id = np.zeros(env.num_envs, dtype=np.int64)
 
-    def _read_ids(self, infos: list[dict[str, Any]]) -> np.ndarray:
+    def _read_ids(self, infos: Sequence[dict[str, Any]], done: np.ndarray) -> np.ndarray:
+        """Return the ids of the returned observations; wrappers do not hand on what is known of a reset."""
+        at_resets = innermost(self.env).reset_infos
         for i, info in enumerate(infos):
-            self._instruction_id[i] = info.get("instruction_id", self._instruction_id[i])
+            known = info.get("instruction_id", self._instruction_id[i])
+            if done[i] and "terminal_instruction_id" not in info:
+                known = at_resets[i].get("instruction_id", known)
+            self._instruction_id[i] = known
         return self._instruction_id.copy()
 
     def begin(self) -> np.ndarray:
-        return self._read_ids(self.env.reset_infos)
+        nothing: list[dict[str, Any]] = [{}] * self.env.num_envs
+        return self._read_ids(nothing, np.ones(self.env.num_envs, dtype=bool))
 
     def step(self, actions: np.ndarray) -> LaneStep:
         observation, reward, done, infos = self.env.step(actions)
-        truncated = done & np.array([info.get("TimeLimit.truncated", False) for info in infos], dtype=bool)
-        replaced = [i for i in np.flatnonzero(truncated) if infos[i].get("terminal_observation") is not None]
+        # as in Stable-Baselines3: without its last observation, nothing is known of what would have come
+        truncated = done & np.array(
+            [info.get("TimeLimit.truncated", False) and info.get("terminal_observation") is not None for info in infos],
+            dtype=bool,
+        )
+        replaced = np.flatnonzero(truncated)
         episodes = [
-            Episode(i, float(info["episode"]["r"]), int(info["episode"]["l"]), info.get("is_success"))
+            Episode(i, float(info["episode"]["r"]), int(info["episode"]["l"]), info.get("is_success"), info["episode"])
             for i, info in enumerate(infos)
             if "episode" in info
         ]
@@ -174,10 +197,11 @@ class Sb3Lane:
             done & ~truncated,
             truncated,
             np.ones(len(done), dtype=bool),
-            self._read_ids(infos),
-            np.array(replaced, dtype=np.int64),
+            self._read_ids(infos, done),
+            replaced,
             _stacked([infos[i]["terminal_observation"] for i in replaced]),
             episodes,
+            [bool(infos[i]["is_success"]) for i in np.flatnonzero(done) if infos[i].get("is_success") is not None],
             infos,
         )
 
@@ -187,6 +211,13 @@ def _stacked(observations: list[Any]) -> Any:
     if observations and isinstance(observations[0], dict):
         return {key: np.stack([o[key] for o in observations]) for key in observations[0]}
     return np.array(observations)
+
+
+def innermost(env: VecEnv) -> VecEnv:
+    """Return what a vector env's wrappers wrap."""
+    while isinstance(env, VecEnvWrapper):
+        env = env.venv
+    return env
 
 
 def array_lane_of(env: VecEnv) -> Any | None:
@@ -222,6 +253,6 @@ def bounded_actions(policy: ActorCriticPolicy, actions: np.ndarray) -> np.ndarra
     return np.clip(actions, space.low, space.high)
 
 
-def episode_info(episode: Episode, start_time: float) -> dict[str, float]:
+def episode_info(episode: Episode, start_time: float) -> dict[str, Any]:
     """Return an episode as Stable-Baselines3's Monitor reports it."""
-    return {"r": episode.total_reward, "l": episode.length, "t": time.time() - start_time}
+    return episode.info or {"r": episode.total_reward, "l": episode.length, "t": time.time() - start_time}

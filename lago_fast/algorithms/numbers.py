@@ -57,6 +57,23 @@ def check_rollout(columns: Mapping[str, Tensor], remedy: str, steps: int | None 
     raise NonFiniteError(f"env: {name} of env {env} at step {t} of this rollout is NaN or infinite; {remedy}")
 
 
+def check_last(observation: Any, envs: np.ndarray, step: int) -> None:
+    """Raise NonFiniteError when an observation that no column holds, an episode's or the rollout's last, is not finite.
+
+    Args:
+        observation: [k, ...], or a dictionary of such.
+        envs: [k] whose they are.
+        step: of this rollout, after which they were seen.
+    """
+    for array in observation.values() if isinstance(observation, dict) else [observation]:
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            env = envs[np.isfinite(array).reshape(len(array), -1).all(axis=1).argmin()]
+            raise NonFiniteError(
+                f"env: the last observation of env {env}, after step {step} of this rollout, is NaN or infinite; mend "
+                "the env"
+            )
+
+
 def check_answers(observations: Tensor, outputs: tuple[Tensor, ...], step: int) -> None:
     """Raise NonFiniteError, with these rows, where the prior that plays sees or says NaN or infinity.
 

@@ -62,8 +62,8 @@ def _side_by_side(
         for t in range(n_steps):
             parts, following = [], []
             for g in range(len(groups)):
+                under_way.remove(g)  # first: a group that failed has nothing left to wait for
                 part = lane.recv(g)
-                under_way.remove(g)
                 clock.lap("env")
                 parts.append(part)
                 if t + 1 < n_steps:
@@ -76,7 +76,7 @@ def _side_by_side(
     finally:
         # a callback stopped the rollout: what was sent already is waited for, and learnt by nobody
         for g in under_way:
-            lane.recv(g)
+            lane.drop(g)
 
 
 @contextmanager

@@ -135,3 +135,18 @@ def test_observations_in_dictionaries_are_taken(mode):
     assert set(shown) == {"image", "step"}
     assert torch.equal(shown["image"].flatten(2)[..., 0][valid].float(), shown["step"][..., 0][valid])
     assert model.predict(env.reset()[0])[0].shape == (2,)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_callbacks_see_the_episodes_that_ended_in_every_mode(mode):
+    seen = []
+
+    class Look(BaseCallback):
+        def _on_step(self):
+            seen.extend(info for info in self.locals["infos"] if "episode" in info)
+            return True
+
+    FastKLPPO("MlpPolicy", make(mode), **OPTIONS).learn(32, callback=Look())
+    assert [info["episode"]["l"] for info in seen[:4]] == [3, 3, 5, 5]
+    assert [info["terminal_observation"].tolist() for info in seen[:4]] == [[3], [3], [5], [5]]
+    assert [info["TimeLimit.truncated"] for info in seen[:4]] == [False, False, True, True]

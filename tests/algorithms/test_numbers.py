@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
@@ -14,6 +15,8 @@ from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 from lago_fast import FastKLPPO, errors
 from lago_fast.algorithms.checkpoint import read_tensors
 from lago_fast.algorithms.guard import GuardSettings
+from lago_fast.envs.sb3_adapter import SB3VecEnv
+from tests.algorithms.array_points import ArrayPoints
 from tests.algorithms.point_env import DiscretePointEnv, PointEnv, ScriptedPrior
 
 OPTIONS = {"n_steps": 20, "batch_size": 20, "n_epochs": 2, "device": "cpu", "seed": 0}
@@ -270,3 +273,40 @@ def test_without_a_folder_it_says_that_nothing_was_saved(tmp_path):
 def test_another_word_is_refused():
     with pytest.raises(errors.UnsupportedArgument, match="on_nan='ignore'"):
         FastKLPPO("MlpPolicy", make_vec_env(PointEnv), **OPTIONS, on_nan="ignore")
+
+
+@pytest.mark.parametrize(("life", "steps"), [(16, "step 15"), (20, "step 19")], ids=["of an episode", "of the rollout"])
+def test_a_bad_last_observation_is_named_as_such(life, steps, tmp_path):
+    class BadAtTheEnd(PointEnv):
+        life = 0
+
+        def step(self, action):
+            observation, *rest = super().step(action)
+            self.life += 1
+            return observation * (np.nan if self.life == life else 1), *rest
+
+    model = FastKLPPO("MlpPolicy", make_vec_env(BadAtTheEnd, n_envs=3), **OPTIONS)
+    model.set_logger(configure(str(tmp_path), []))
+    with pytest.raises(errors.NonFiniteError, match=f"the last observation of env 0, after {steps} of this rollout"):
+        model.learn(ROWS)
+
+
+@pytest.mark.parametrize("overlap", ["none", "update"])
+def test_an_update_that_is_skipped_leaves_no_half_rollout(overlap, tmp_path, caplog):
+    class Spoil(BaseCallback):
+        rollouts = 0
+
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            self.rollouts += 1
+            if self.rollouts == 2:
+                self.model.rollout_buffer.advantages[0, 0] = np.nan
+
+    options = {"n_steps": 16, "batch_size": 32, "n_epochs": 1, "device": "cpu", "seed": 3, "on_nan": "skip"}
+    model = FastKLPPO("MlpPolicy", SB3VecEnv(ArrayPoints(8)), **options, overlap=overlap)
+    model.set_logger(configure(str(tmp_path), []))
+    model.learn(16 * 8 * 5, callback=Spoil())
+    assert model.num_timesteps >= 16 * 8 * 5
+    assert caplog.text.count("is skipped") == 1

@@ -141,3 +141,33 @@ def test_torch_leaves_the_cores_to_simulators_with_threads_of_their_own():
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_group_that_failed_is_not_waited_for_again():
+    env = LogOfGroups()
+    received = env.recv_group
+
+    def fail(g):
+        if g == 1:
+            env.log.append(("recv", 1))
+            raise RuntimeError("the simulator died")
+        return received(g)
+
+    env.recv_group = fail
+    with pytest.raises(RuntimeError, match="died"):
+        next(rollout(env, 2))
+    assert env.log.count(("recv", 1)) == 1
+
+
+def test_episodes_under_way_in_steps_that_nobody_learns_from_are_not_forgotten():
+    class Stop(BaseCallback):
+        def _on_step(self):
+            return self.n_calls % 8 != 0
+
+    agent = model(groups=2)
+    lengths = []
+    for _ in range(12):
+        agent.learn(10**6, callback=Stop(), reset_num_timesteps=False)
+        lengths += [episode["l"] for episode in agent.ep_info_buffer]
+    agent.env.close()
+    assert max(lengths) == 5
