@@ -3,6 +3,7 @@
 Test: pytest tests/algorithms/test_atomic.py
 """
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from lago_fast.errors import NotSaved
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
@@ -37,7 +40,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         _sync_folder(path.parent)
     except OSError as error:
         stands = "; the file of before stands" if path.exists() else ""
-        raise NotSaved(f"path: {path} could not be written ({error.strerror or error}){stands}; make room") from error
+        remedy = "make room" if error.errno in FULL else "name a place that can be written to"
+        raise NotSaved(f"path: {path} could not be written ({error.strerror or error}){stands}; {remedy}") from error
     finally:
         if fresh is not None and fresh.exists():
             fresh.unlink()

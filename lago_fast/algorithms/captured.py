@@ -90,7 +90,7 @@ class CapturedStep:
         form = (
             *((column.shape, column.dtype) for column in columns),
             *(name for name, value in coefficients.items() if value is None),
-            *(batch_size, max_grad_norm, group["eps"], *options.items()),
+            *(batch_size, max_grad_norm, *group["betas"], group["eps"], *options.items()),
         )
         held = self._held
         if held is None or held.block is not block or held.form != form:

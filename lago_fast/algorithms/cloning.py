@@ -37,7 +37,8 @@ def clone_policy(
         The last epoch's mean squared error, or cross-entropy in nats.
 
     Raises:
-        DemonstrationError: the widths are not the policy's.
+        DemonstrationError: there are no rows, some are NaN or infinite or no choices, or the widths are not the
+            policy's.
     """
     expected = (policy.observation_space.shape, policy.action_space.shape)
     if (observations.shape[1:], actions.shape[1:]) != expected:
@@ -45,10 +46,21 @@ def clone_policy(
             f"observations, actions: rows of shape {observations.shape[1:]} and {actions.shape[1:]}, "
             f"the policy has {expected[0]} and {expected[1]}; record demonstrations of this env"
         )
+    if len(observations) == 0 or len(observations) != len(actions):
+        raise DemonstrationError(
+            f"observations, actions: {len(observations)} and {len(actions)} rows; give one action for each of some "
+            "observations"
+        )
+    if not (np.isfinite(observations).all() and np.isfinite(actions).all()):
+        raise DemonstrationError("observations, actions: NaN or infinity; leave such rows out")
+    space = policy.action_space
+    discrete = isinstance(space, Discrete)
+    if isinstance(space, Discrete):
+        _check_choices(actions, int(space.n))
     obs = torch.as_tensor(observations, dtype=torch.float32, device=policy.device)
-    discrete = isinstance(policy.action_space, Discrete)
     target = torch.as_tensor(actions, dtype=torch.int64 if discrete else torch.float32, device=policy.device)
-    actor = [*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters()]
+    parts = (policy.pi_features_extractor, policy.mlp_extractor.policy_net, policy.action_net)
+    actor = [parameter for part in parts for parameter in part.parameters()]
     optimizer = torch.optim.Adam(actor, lr=learning_rate)
     generator = torch.Generator().manual_seed(seed)
     error = 0.0
@@ -63,3 +75,10 @@ def clone_policy(
             total += loss.detach() * len(rows)
         error = float(total) / len(obs)
     return error
+
+
+def _check_choices(actions: np.ndarray, count: int) -> None:
+    if not np.issubdtype(actions.dtype, np.integer) or not 0 <= actions.min() <= actions.max() < count:
+        raise DemonstrationError(
+            f"actions: {actions.dtype} from {actions.min()} to {actions.max()}; give integers from 0 to {count - 1}"
+        )

@@ -130,7 +130,7 @@ class CQLPrior(TextLearner):
         self,
         total_timesteps: int,
         callback: Callbacks = None,
-        log_interval: int = 100,
+        log_interval: int | None = 100,
         tb_log_name: str = "CQLPrior",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
@@ -139,7 +139,7 @@ class CQLPrior(TextLearner):
 
         Args:
             callback: one, a list, or a function of (locals, globals); one that returns False ends learning.
-            log_interval: gradient steps between two rows of the log.
+            log_interval: gradient steps between two rows of the log; None: no rows.
 
         Raises:
             UnsupportedArgument: there are no transitions.
@@ -157,7 +157,7 @@ class CQLPrior(TextLearner):
             self.num_timesteps += 1
             if not callback.on_step():
                 break
-            if self.num_timesteps % log_interval == 0:
+            if log_interval is not None and self.num_timesteps % log_interval == 0:
                 self._dump()
         callback.on_training_end()
         return self

@@ -166,7 +166,7 @@ class DQNPrior(TextLearner):
         self,
         total_timesteps: int,
         callback: Callbacks = None,
-        log_interval: int = 4,
+        log_interval: int | None = 4,
         tb_log_name: str = "DQNPrior",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
@@ -175,7 +175,7 @@ class DQNPrior(TextLearner):
 
         Args:
             callback: one, a list, or a function of (locals, globals); one that returns False ends learning.
-            log_interval: episodes between two rows of the log.
+            log_interval: episodes between two rows of the log; None: no rows.
 
         Raises:
             UnsupportedArgument: there is no env, or a state of it has no admissible action.
@@ -203,7 +203,7 @@ class DQNPrior(TextLearner):
         callback.on_training_end()
         return self
 
-    def _collect(self, play: TextPlay, callback: BaseCallback, log_interval: int, total_timesteps: int) -> bool:
+    def _collect(self, play: TextPlay, callback: BaseCallback, log_interval: int | None, total_timesteps: int) -> bool:
         """Play until an update is due; False where a callback wants to end."""
         done = 0
         while done < self.train_freq:
@@ -239,14 +239,14 @@ class DQNPrior(TextLearner):
         passed = min(self.num_timesteps / total_timesteps / self.exploration_fraction, 1)
         self.exploration_rate = initial + passed * (final - initial)
 
-    def _note_episodes(self, infos: list[dict[str, Any]], log_interval: int) -> None:
+    def _note_episodes(self, infos: list[dict[str, Any]], log_interval: int | None) -> None:
         for info in infos:
             if "episode" not in info:
                 continue
             self.ep_info_buffer.append(info["episode"])
             self.ep_success_buffer.append(info["is_success"])
             self._episodes += 1
-            if self._episodes % log_interval == 0:
+            if log_interval is not None and self._episodes % log_interval == 0:
                 self._record_episodes()
                 self._dump()
 

@@ -5,7 +5,7 @@ Sources: PPO, arXiv 1707.06347; the prior's term, LaGO (arXiv 2606.24669) and ar
 Test: pytest tests/algorithms
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -20,17 +20,16 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from lago_fast import ops
-from lago_fast.algorithms.captured import CapturedStep
 from lago_fast.algorithms.flat_adam import FlatAdam
 from lago_fast.algorithms.guard import GuardSettings, settings_of
 from lago_fast.algorithms.gymnasium_vector import GymnasiumVecEnv
-from lago_fast.algorithms.heads import PolicysOwnHead, make_head
+from lago_fast.algorithms.heads import PolicysOwnHead
 from lago_fast.algorithms.imitating import ImitatingPPO
 from lago_fast.algorithms.kl_coefficient import AUTO_START, KLCoefficient
 from lago_fast.algorithms.micro_batches import Halving, MicroBatches
 from lago_fast.algorithms.numbers import Numbers, check_parameters
 from lago_fast.algorithms.prior_match import check_prior, match_env
-from lago_fast.algorithms.refusals import check_guidance, check_values
+from lago_fast.algorithms.refusals import check_guidance, check_loaded, check_values
 from lago_fast.algorithms.stage_clock import StageClock
 from lago_fast.algorithms.text_policy import attach_encoder
 from lago_fast.algorithms.update_log import record_update
@@ -136,6 +135,9 @@ class FastKLPPO(ImitatingPPO):
             cuda_graph=cuda_graph,
             target_kl=target_kl,
             device=device,
+            n_epochs=n_epochs,
+            batch_size=batch_size,
+            ent_coef=ent_coef,
         )
         guard_settings = settings_of(guard)
         check_guidance(
@@ -208,24 +210,20 @@ class FastKLPPO(ImitatingPPO):
         self.policy_kwargs = users
         attach_encoder(self.policy, self.env)
         self._kl_coefficient = KLCoefficient(self.kl_coef, self.target_prior_kl, self.auto_kl_coef)
-        self._head = make_head(self.policy, self._impl_of("mlp"))
         self._numbers, self._dropped, self._gradient_steps = Numbers(self.on_nan), False, 0
         self._micro_batches, self._prior_rows = MicroBatches(), Halving("a prior query")
-        self.impls = {self._head.op: ops.resolve(self._head.op, self.device.type, self.impl)[0]}
-        for op in ("adam", "gae", "mlp", "take_rows"):
-            self.impls[op] = ops.resolve(op, self.device.type, self._impl_of(op))[0]
+        self._take_head()
         self._buffer = self._new_buffer(self.n_steps)
         self.rollout_buffer = self._buffer  # type: ignore[assignment]  # under the name that callbacks read
         self.stage_clock = StageClock(self.device)
-        graphed = self.cuda_graph and self.device.type == "cuda"  # a model from a GPU is loaded on a CPU, too
-        self._captured = CapturedStep(self._head, self.impls["take_rows"]) if graphed else None
         self._set_up_overlap()
         if self.prior is not None:
             self.set_prior(self.prior)
 
-    def _impl_of(self, op: str) -> str:
-        """Return the implementation wanted of an op beside the loss: the same where it is written for that op."""
-        return self.impl if self.impl in ops.IMPLEMENTATIONS[op] else "auto"
+    def _check_loaded(self, given: Mapping[str, Any]) -> None:
+        check_loaded(self, given)
+        settings = settings_of(self.guard)
+        self.guard = None if settings is None else asdict(settings)
 
     def set_prior(self, prior: ActionPrior) -> None:
         """Take `prior` as this model's prior, after checking that it fits.
@@ -238,8 +236,11 @@ class FastKLPPO(ImitatingPPO):
                 f"prior: {type(self.policy.action_dist).__name__} of {type(self.policy).__name__} has no closed KL to "
                 "one; use a Box or Discrete action space without use_sde, or pass prior=None"
             )
-        if isinstance(self.observation_space, spaces.Dict):
-            raise UnsupportedArgument("prior: it reads one vector of states, the env has a Dict; flatten it")
+        if not isinstance(self.observation_space, spaces.Box):
+            raise UnsupportedArgument(
+                f"prior: it reads one vector of states, the env has {self.observation_space}; wrap it so that its "
+                "observations are a Box"
+            )
         check_prior(prior, self._head, self.prior_digest)
         if self.env is not None:
             self._prior_ids = match_env(prior, self.env).to(self.device)
@@ -265,7 +266,7 @@ class FastKLPPO(ImitatingPPO):
         watch(self.env, self.step_timeout_s)
         result = super()._setup_learn(*args, **kwargs)
         watch_evaluations(result[1], self.step_timeout_s)
-        if fresh_env:
+        if fresh_env or self._stepped_env is not self.env:
             self._take_lane()
         if reset_num_timesteps:
             self._begin_run()

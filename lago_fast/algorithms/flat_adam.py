@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from lago_fast import ops
+from lago_fast.errors import UnsupportedArgument
 
 BETA_1, BETA_2 = 0.9, 0.999
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class _Gathered(NamedTuple):
+    params: list[nn.Parameter]
     block: ops.AdamBlock  # what each parameter, gradient and moment is a view of
     addresses: list[tuple[int, int]]  # of each parameter and its gradient inside of the block
 
@@ -32,7 +34,8 @@ class FlatAdam(torch.optim.Adam):
         eps: added to the root of the second moment.
         impl: implementation of the op `adam` (`lago_fast.ops`).
 
-    A parameter without a gradient counts as having a gradient of zero.
+    A parameter that requires no gradient is left alone; one that requires some and has none counts as having zeros. The
+    count of steps is one for all: a parameter that joins later shares it.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float = 1e-3, eps: float = 1e-8, impl: str = "auto") -> None:
@@ -40,12 +43,21 @@ class FlatAdam(torch.optim.Adam):
         self.impl = impl
         self._gathered: _Gathered | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle or a copy keeps; the block is made anew there."""
+        self._note_steps()
+        return {**super().__getstate__(), "impl": self.impl}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._gathered = None
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Set all gradients to zero; they stay in the block, whatever `set_to_none` says."""
         if self._gathered is None:
             super().zero_grad(set_to_none)
         else:
-            self._gathered.block.grad.zero_()
+            self.gather().grad.zero_()
 
     @torch.no_grad()
     def clipped_step(self, max_norm: float, lr: Tensor | None = None) -> None:
@@ -54,9 +66,18 @@ class FlatAdam(torch.optim.Adam):
         Args:
             max_norm: of all gradients together.
             lr: the learning rate as a 0-D float32 tensor on the parameters' device; None: the group's.
+
+        Raises:
+            UnsupportedArgument: the groups were given what this Adam has not.
         """
-        group = self.param_groups[0]
-        settings = ops.AdamSettings(group["lr"] if lr is None else lr, BETA_1, BETA_2, group["eps"])
+        group, *others = self.param_groups
+        if others or group["weight_decay"] or group["amsgrad"] or group["maximize"]:
+            raise UnsupportedArgument(
+                "policy.optimizer: this Adam has one group of parameters and neither weight_decay, amsgrad nor "
+                "maximize; pass policy_kwargs={'optimizer_class': torch.optim.Adam}"
+            )
+        beta_1, beta_2 = group["betas"]
+        settings = ops.AdamSettings(group["lr"] if lr is None else lr, beta_1, beta_2, group["eps"])
         ops.clipped_adam(self.gather(), settings, max_norm, impl=self.impl)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -81,12 +102,12 @@ class FlatAdam(torch.optim.Adam):
     def _note_steps(self) -> None:
         """Copy the count of steps, which the block keeps, to each parameter's state."""
         if self._gathered is not None:
-            for state in self.state.values():
-                state["step"].copy_(self._gathered.block.step)
+            for p in self._gathered.params:
+                self.state[p]["step"].copy_(self._gathered.block.step)
 
     def gather(self) -> ops.AdamBlock:
         """Return the block, after moving into it what lies outside (a new gradient, a reassigned parameter)."""
-        params = self.param_groups[0]["params"]
+        params = [p for p in self.param_groups[0]["params"] if p.requires_grad]
         if self._gathered is None or _addresses(params) != self._gathered.addresses:
             self._note_steps()
             self._gathered = self._moved(params)
@@ -95,7 +116,9 @@ class FlatAdam(torch.optim.Adam):
     def _moved(self, params: list[nn.Parameter]) -> _Gathered:
         zeros = [torch.zeros_like(p) for p in params]
         started = [self.state[p] for p in params if self.state[p]]
-        exp_avg, exp_avg_sq = (_joined([state[name] for state in started] or zeros) for name in MOMENTS)
+        exp_avg, exp_avg_sq = (
+            _joined([self.state[p].get(name, zero) for p, zero in zip(params, zeros, strict=True)]) for name in MOMENTS
+        )
         step = started[0]["step"] if started else torch.zeros(())
         parameter = _joined(params)
         grad = _joined([zero if p.grad is None else p.grad for p, zero in zip(params, zeros, strict=True)])
@@ -106,7 +129,7 @@ class FlatAdam(torch.optim.Adam):
             p.data, p.grad = own.view_as(p), own_grad.view_as(p)
             self.state[p] = {"step": step.clone(), **{k: t.view_as(p) for k, t in zip(MOMENTS, averages, strict=True)}}
         step = step.to(parameter.device, copy=True)
-        return _Gathered(ops.AdamBlock(parameter, grad, exp_avg, exp_avg_sq, step), _addresses(params))
+        return _Gathered(params, ops.AdamBlock(parameter, grad, exp_avg, exp_avg_sq, step), _addresses(params))
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

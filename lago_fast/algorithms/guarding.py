@@ -14,6 +14,7 @@ from lago_fast.algorithms.guard import Guard, check_returns, guard_for, settings
 from lago_fast.algorithms.heads import Head, PolicysOwnHead
 from lago_fast.algorithms.lanes import LaneStep, bounded_actions, example_of
 from lago_fast.algorithms.numbers import check_answers
+from lago_fast.algorithms.prior_query import said_of, states_of
 from lago_fast.algorithms.saving import KeptPPO
 from lago_fast.buffers import RolloutBuffer
 from lago_fast.priors.base import ActionPrior
@@ -119,8 +120,9 @@ class GuardedPPO(KeptPPO):
         seen = self._buffer.as_tensors(observations)
         assert isinstance(seen, Tensor)
         ids = self._prior_ids[torch.from_numpy(instruction_id).to(self.device)]
-        answer = self.prior.query(seen.flatten(1)[:, : self.prior.state_dim], ids)
-        return seen, self._head.prior_outputs(answer), answer.trust
+        answer = self.prior.query(states_of(self.prior, self._head, seen), ids)
+        outputs = said_of(self._head, answer, len(seen))[: len(self._head.widths)]
+        return seen, outputs, answer.trust
 
     def _drawn(self, outputs: tuple[Tensor, ...]) -> np.ndarray:
         """Return actions drawn from a prior's answers, as the env takes them."""

@@ -7,6 +7,7 @@ Test: pytest tests/algorithms/test_heads.py
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -80,7 +81,7 @@ class GaussianHead:
     def backward(self, outputs: tuple[Tensor, ...], values: Tensor, grads: tuple[Tensor, ...]) -> None:
         """Write the gradients of all parameters, which are zero before, given the loss's for outputs and values."""
         if not self.networks.native:
-            torch.autograd.backward([*outputs, values], list(grads))
+            differentiate((*outputs, values), grads)
             return
         mean_grad, log_std_grad, values_grad = grads
         self.networks.backward(mean_grad, values_grad)
@@ -167,7 +168,7 @@ class CategoricalHead:
         if self.networks.native:
             self.networks.backward(*grads)
         else:
-            torch.autograd.backward([*outputs, values], list(grads))
+            differentiate((*outputs, values), grads)
 
     def loss_and_grads(
         self,
@@ -234,14 +235,14 @@ class PolicysOwnHead:
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.policy, space = policy, policy.action_space
-        self.action_shape: tuple[int, ...] = space.shape or ()
-        self.action_dim = math.prod(self.action_shape)
+        self.action_dim = math.prod(space.shape or ())
+        self.action_shape: tuple[int, ...] = (self.action_dim,) if space.shape else ()
 
     def act(self, observations: Observations, generator: torch.Generator | None = None) -> Acted:
         """Sample actions; the policy does so by torch's own generator."""
         assert generator is None
         actions, values, log_prob = self.policy(observations)
-        return Acted(actions, values.flatten(), log_prob, ())
+        return Acted(actions.reshape(-1, *self.action_shape), values.flatten(), log_prob, ())
 
     def evaluate(self, batch: RolloutBatch) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return (log-probabilities [B], entropy [B]) of the stored actions, and values [B]."""
@@ -251,7 +252,7 @@ class PolicysOwnHead:
 
     def backward(self, outputs: tuple[Tensor, ...], values: Tensor, grads: tuple[Tensor, ...]) -> None:
         """Write the gradients of all parameters, which are zero before, given the loss's for outputs and values."""
-        torch.autograd.backward([*outputs, values], list(grads))
+        differentiate((*outputs, values), grads)
 
     def loss_and_grads(
         self,
@@ -281,6 +282,12 @@ class PolicysOwnHead:
 
 
 Head = GaussianHead | CategoricalHead | PolicysOwnHead
+
+
+def differentiate(outputs: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+    """Run autograd back from outputs with these gradients; an output that only frozen parameters made is left out."""
+    pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]
+    torch.autograd.backward([output for output, _ in pairs], [grad for _, grad in pairs])
 
 
 def make_head(policy: ActorCriticPolicy, mlp_impl: str = "auto") -> Head:

@@ -3,6 +3,7 @@
 Test: pytest tests/algorithms/test_kl_coefficient.py
 """
 
+import math
 from collections.abc import Callable
 
 from lago_fast.errors import UnsupportedArgument
@@ -52,18 +53,22 @@ class KLCoefficient:
             raise UnsupportedArgument(f"kl_coef={kl_coef!r}: give a number, a schedule or 'auto'")
         if (kl_coef == "auto") != (target_prior_kl is not None):
             raise UnsupportedArgument("target_prior_kl: kl_coef='auto' needs it (in nats) and nothing else takes it")
-        if target_prior_kl is not None and target_prior_kl <= 0:
+        if target_prior_kl is not None and not 0 < target_prior_kl < math.inf:
             raise UnsupportedArgument(f"target_prior_kl={target_prior_kl}: give nats above 0")
-        if isinstance(kl_coef, int | float) and kl_coef < 0:
-            raise UnsupportedArgument(f"kl_coef={kl_coef}: give a number >= 0")
+        if isinstance(kl_coef, int | float):
+            _check(kl_coef)
         self._kl_coef, self._target = kl_coef, target_prior_kl
         self._auto = auto
 
     def value(self, progress_remaining: float) -> float:
-        """Return the coefficient now."""
+        """Return the coefficient now.
+
+        Raises:
+            UnsupportedArgument: the schedule returned no number >= 0.
+        """
         if isinstance(self._kl_coef, str):
             return self._auto
-        return self._kl_coef(progress_remaining) if callable(self._kl_coef) else float(self._kl_coef)
+        return _check(self._kl_coef(progress_remaining) if callable(self._kl_coef) else self._kl_coef)
 
     def observe(self, prior_kl: float) -> float:
         """Move the "auto" coefficient after a rollout whose mean `prior_kl` (nats) was this; return it."""
@@ -74,3 +79,9 @@ class KLCoefficient:
         elif prior_kl < self._target / AUTO_FACTOR:
             self._auto = max(self._auto / AUTO_FACTOR, AUTO_MIN)
         return self._auto
+
+
+def _check(coefficient: float) -> float:
+    if not 0 <= coefficient < math.inf:
+        raise UnsupportedArgument(f"kl_coef={coefficient}: give a number >= 0, or a schedule that returns such")
+    return float(coefficient)

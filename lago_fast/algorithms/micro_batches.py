@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lago_fast.algorithms.heads import Head
+from lago_fast.algorithms.heads import Head, differentiate
 from lago_fast.buffers import Observations, RolloutBatch
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class MicroBatches:
                     # a parameter, as the log std is one, has its whole gradient once
                     if not isinstance(output, nn.Parameter) or rows.start == 0
                 ]
-                torch.autograd.backward([output for output, _ in pairs], [grad for _, grad in pairs])
+                differentiate(*zip(*pairs, strict=True))
 
         self.halving(work, len(batch.weight))
 

@@ -33,8 +33,11 @@ class PolicyNetworks:
     def __init__(self, policy: ActorCriticPolicy, impl: str) -> None:
         self.policy, self.impl = policy, impl
         self._native: ops.MLPNetworks | None = None
-        self._parameters: list[Tensor] = []
         self._addresses: list[int] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle or a copy keeps; native networks hold addresses, and are made anew by `refresh`."""
+        return {**self.__dict__, "_native": None, "_addresses": []}
 
     @property
     def native(self) -> bool:

@@ -123,6 +123,7 @@ class OverlappingPPO(GuardedPPO):
         Raises:
             UnsupportedArgument: what this model does cannot be overlapped.
         """
+        check_overlap(self.overlap)
         self._ahead, self._spare = None, None
         if self.overlap == "none":
             return
@@ -157,6 +158,8 @@ class OverlappingPPO(GuardedPPO):
                 yield
             except BaseException:
                 ahead.give_up()
+                ahead.join()
+                self._forget_ahead()
                 raise
             finally:
                 ahead.join()

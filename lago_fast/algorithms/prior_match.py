@@ -4,11 +4,12 @@ Test: pytest tests/algorithms/test_fast_kl_ppo.py tests/algorithms/test_prior_ma
 """
 
 import math
+from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor
 
 from lago_fast.algorithms.heads import CategoricalHead, GaussianHead
@@ -26,8 +27,10 @@ def check_prior(prior: ActionPrior, head: GaussianHead | CategoricalHead, digest
         digest: of the prior that the model was trained with, None where there was none.
 
     Raises:
+        UnsupportedArgument: it is no prior.
         TrainablePrior, QuantizedTooFar, PriorMismatch: see above.
     """
+    check_contract(prior)
     check_frozen(prior)
     check_quantization(prior)
     if digest not in (None, prior.digest):
@@ -38,6 +41,21 @@ def check_prior(prior: ActionPrior, head: GaussianHead | CategoricalHead, digest
         raise PriorMismatch(
             f"prior: fitted for a {prior.kind} policy with {prior.action_dim} actions or dimensions, the env needs "
             f"{head.kind} with {head.action_dim}; fit it on demonstrations of this env"
+        )
+
+
+def check_contract(prior: ActionPrior) -> None:
+    """Raise UnsupportedArgument when something has not all that `lago_fast.priors.base.ActionPrior` asks for."""
+    if isinstance(prior, str | PathLike):
+        raise UnsupportedArgument(
+            f"prior: a path; load what is there, with LatentActionPrior.load({str(prior)!r}), say"
+        )
+    members = sorted(name for name in vars(ActionPrior) if not name.startswith("_"))
+    lacking = [name for name in members if not hasattr(prior, name)]
+    if lacking:
+        raise UnsupportedArgument(
+            f"prior: {type(prior).__name__} has no {', '.join(lacking)}; lago_fast.priors.base.ActionPrior says what a "
+            "prior has"
         )
 
 
@@ -70,7 +88,8 @@ def match_env(prior: ActionPrior, env: VecEnv) -> Tensor:
         PriorMismatch: states of another width, or an instruction that the prior does not know.
         UnsupportedArgument: observations are normalised before the prior can see them.
     """
-    if isinstance(env, VecNormalize) and env.norm_obs:
+    normalize = unwrap_vec_normalize(env)
+    if normalize is not None and normalize.norm_obs:
         raise UnsupportedArgument("env: a prior needs raw states; use VecNormalize(norm_obs=False)")
     about = array_lane_of(env) or env
     state_dim = getattr(about, "state_dim", int(np.prod(env.observation_space.shape or (1,))))
@@ -85,6 +104,7 @@ def match_env(prior: ActionPrior, env: VecEnv) -> Tensor:
     if len(prior.instructions) != 1:
         raise PriorMismatch(
             "prior: the env names no instructions, so the prior must have exactly one; "
-            f"it has {len(prior.instructions)}. Give the env an attribute `instructions` and ids in its infos."
+            f"it has {len(prior.instructions)}. Give the env an attribute `instructions` and its infos an "
+            "`instruction_id`."
         )
     return torch.zeros(1, dtype=torch.int64)

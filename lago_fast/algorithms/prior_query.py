@@ -6,11 +6,43 @@ Test: pytest tests/algorithms/test_fast_kl_ppo.py tests/algorithms/test_micro_ba
 import torch
 from torch import Tensor
 
-from lago_fast.algorithms.heads import CategoricalHead, GaussianHead
+from lago_fast.algorithms.heads import CategoricalHead, GaussianHead, TextHead
 from lago_fast.algorithms.micro_batches import Halving
 from lago_fast.algorithms.numbers import check_rollout
 from lago_fast.buffers import RolloutBuffer
-from lago_fast.priors.base import ActionPrior
+from lago_fast.errors import PriorMismatch
+from lago_fast.priors.base import ActionPrior, PriorOutput
+
+
+def states_of(prior: ActionPrior, head: GaussianHead | CategoricalHead, observations: Tensor) -> Tensor:
+    """Return what the prior reads of observations [B, ...], in its dtype: float32, and ids of texts as they are."""
+    states = observations.flatten(1)[:, : prior.state_dim]
+    return states if isinstance(head, TextHead) else states.float()
+
+
+def said_of(head: GaussianHead | CategoricalHead, answer: PriorOutput, rows: int) -> tuple[Tensor, ...]:
+    """Return a prior's answer about some rows as the head reads it, and its trust last where it has one.
+
+    Raises:
+        PriorMismatch: the answer is of another kind, shape or range than the policy's head reads.
+    """
+    if not isinstance(answer, PriorOutput):
+        raise PriorMismatch(f"prior: query() returned a {type(answer).__name__}; return a lago_fast.priors.PriorOutput")
+    width, of_all = head.action_dim, (head.action_dim,)
+    for part, shapes in (
+        (answer.log_probs, [(rows, width)]),
+        (answer.mean, [(rows, width)]),
+        (answer.log_std, [(rows, width), of_all]),
+        (answer.trust, [(rows,)]),
+    ):
+        if part is not None and not (isinstance(part, Tensor) and part.shape in shapes):
+            found = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+            raise PriorMismatch(
+                f"prior: query() answered {rows} rows with {found}; the policy reads a tensor of {shapes[0]}"
+            )
+    if answer.trust is not None and not bool(((answer.trust >= 0) & (answer.trust <= 1)).all()):
+        raise PriorMismatch("prior: query() returned a trust that is NaN or outside of 0 to 1")
+    return (*head.prior_outputs(answer), *(() if answer.trust is None else (answer.trust,)))
 
 
 def query_prior(
@@ -30,13 +62,12 @@ def query_prior(
         PriorMismatch: an answer of another kind than the policy's.
     """
     assert isinstance(buffer.observations, Tensor)
-    states = buffer.observations.flatten(0, 1).flatten(1)[:, : prior.state_dim]
+    states = states_of(prior, head, buffer.observations.flatten(0, 1))
     of_the_prior = ids[buffer.instruction_id.flatten()]
 
     def ask(at_once: int) -> list[Tensor]:
         rows = zip(states.split(at_once), of_the_prior.split(at_once), strict=True)
-        answers = [prior.query(*row) for row in rows]
-        parts = [(*head.prior_outputs(a), *(() if a.trust is None else (a.trust,))) for a in answers]
+        parts = [said_of(head, prior.query(*row), len(row[0])) for row in rows]
         return [torch.cat(column) if len(column) > 1 else column[0] for column in zip(*parts, strict=True)]
 
     lowest = torch.finfo(torch.float32).min if head.kind == "categorical" else -torch.inf
@@ -48,3 +79,17 @@ def query_prior(
         column.copy_(output.reshape(column.shape))
         checked[f"answer {i} of the prior in the state"] = column.clamp(min=lowest)
     check_rollout(checked, "check the prior's files with `lago info`, or fit it again")
+
+
+def check_support(log_probs: Tensor) -> None:
+    """Raise PriorMismatch where log-probabilities [T, N, A] give an action no chance: KL(policy || prior) is infinite.
+
+    A policy over actions that are never masked gives each of them some.
+    """
+    impossible = log_probs == -torch.inf
+    if bool(impossible.any()):
+        t, env, action = impossible.nonzero()[0].tolist()
+        raise PriorMismatch(
+            f"prior: in the state of env {env} at step {t} of this rollout action {action} has probability 0, from which "
+            "KL(policy || prior) is infinite; mix some of a uniform distribution in, or use kl_direction='prior_policy'"
+        )

@@ -6,7 +6,7 @@ Test: pytest tests/algorithms/test_safe_load.py tests/algorithms/test_atomic.py 
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +25,8 @@ from lago_fast.priors.base import ActionPrior
 
 # attributes that a saved model is without; of the prior, which is saved by itself, the digest stays
 NOT_SAVED = (
-    *("prior", "_lane", "_ahead", "_spare", "_head", "_buffer", "_prior_ids", "_instruction_id", "_guard", "_played"),
+    *("prior", "_lane", "_stepped_env", "_ahead", "_spare", "_head", "_buffer", "_prior_ids", "_instruction_id"),
+    *("_guard", "_played"),
     *("_given", "_fitted_groups", "envs_anew_at"),
     *("_kl_coefficient", "stage_clock", "impls", "_numbers", "_dropped", "_gradient_steps", "_micro_batches"),
     "_captured",
@@ -40,6 +41,7 @@ class KeptPPO(PPO):
     run_id: str  # of the training run that checkpoints belong to
     resumed: dict[str, Any]  # what the log needs of the run before; empty in one that began here
     _lane: Lane
+    _stepped_env: Any = None  # whose lane it is
     _instruction_id: np.ndarray
 
     def save(self, path: Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
@@ -87,6 +89,7 @@ class KeptPPO(PPO):
             PriorMismatch: it is another prior.
             UntrustedPickle: an entry refers to something that could run code, such as a lambda as schedule.
             CorruptFile: the file is damaged, unpacks to what no model needs, or holds what makes no model.
+            UnsupportedArgument: a value in `kwargs` cannot be honoured.
         """
         objects = custom_objects if trust_pickle else safe_objects(path, custom_objects)
         try:
@@ -95,9 +98,14 @@ class KeptPPO(PPO):
             if not (custom_objects or trust_pickle or isinstance(error, LagoError)):
                 cls._check_file_alone(path, device, objects, error)
             raise
+        if kwargs:
+            model._check_loaded(kwargs)
         if prior is not None:
             model.set_prior(prior)  # type: ignore[attr-defined]
         return model
+
+    def _check_loaded(self, given: Mapping[str, Any]) -> None:
+        """Check what `load` was given in place of the file's values; without a prior there is nothing to."""
 
     @classmethod
     def _check_file_alone(cls, path: Any, device: Any, objects: dict[str, Any] | None, error: Exception) -> None:
@@ -186,7 +194,7 @@ class KeptPPO(PPO):
 
     def _take_lane(self) -> None:
         assert self.env is not None
-        self._lane = lane_of(self.env)
+        self._lane, self._stepped_env = lane_of(self.env), self.env
         if self.use_sde and isinstance(self._lane, GroupedLane):
             raise UnsupportedArgument("use_sde: its noise belongs to all envs at once; make the env with groups=1")
         self._instruction_id = self._lane.begin()

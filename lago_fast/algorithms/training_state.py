@@ -36,6 +36,7 @@ ARGUMENTS = (
     *("normalize_advantage", "ent_coef", "vf_coef", "max_grad_norm", "use_sde", "sde_sample_freq", "target_kl"),
     *("policy_kwargs", "verbose", "seed", "kl_coef", "target_prior_kl", "kl_direction"),
     *("kl_placement", "prior_temperature", "warm_start", "guard", "impl", "on_nan", "step_timeout_s", "overlap"),
+    "cuda_graph",
 )
 LINEAR = "LinearSchedule"
 MAX_INT = 2**32  # of an argument; seeds are that large

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
@@ -37,3 +38,32 @@ def test_rows_of_another_env_are_refused():
     model = PPO("MlpPolicy", make_vec_env(PointEnv, n_envs=1), device="cpu")
     with pytest.raises(DemonstrationError, match=r"\(3,\)"):
         clone_policy(model.policy, np.zeros((4, 3), np.float32), np.zeros((4, 2), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions"),
+    [
+        (np.full((10, 2), np.nan, np.float32), np.zeros(10, np.int64)),
+        (np.zeros((0, 2), np.float32), np.zeros(0, np.int64)),
+        (np.zeros((10, 2), np.float32), np.zeros(5, np.int64)),
+        (np.zeros((10, 2), np.float32), np.full(10, 4)),
+        (np.zeros((10, 2), np.float32), np.full(10, 0.7)),
+    ],
+)
+def test_rows_that_teach_nothing_are_refused_and_the_policy_stays(observations, actions):
+    model = PPO("MlpPolicy", make_vec_env(DiscretePointEnv, n_envs=1), device="cpu", seed=0)
+    before = [p.detach().clone() for p in model.policy.parameters()]
+    with pytest.raises(DemonstrationError, match="actions"):
+        clone_policy(model.policy, observations, actions)
+    assert all(map(torch.equal, before, model.policy.parameters()))
+
+
+def test_an_extractor_of_images_is_fitted_too():
+    class Seeing(DiscretePointEnv):
+        observation_space = spaces.Box(0, 255, (36, 36, 1), np.uint8)
+
+    policy = PPO("CnnPolicy", make_vec_env(Seeing, n_envs=1), n_steps=8, batch_size=8, device="cpu", seed=0).policy
+    images = np.random.default_rng(0).integers(0, 256, (32, *policy.observation_space.shape)).astype(np.float32)
+    before = policy.features_extractor.cnn[0].weight.detach().clone()
+    clone_policy(policy, images, np.arange(32) % 4, epochs=2)
+    assert not torch.equal(policy.features_extractor.cnn[0].weight, before)

@@ -191,3 +191,13 @@ def test_an_argument_that_cannot_be_honoured_is_named(argument):
 def test_there_is_nothing_to_learn_from_without_an_env():
     with pytest.raises(UnsupportedArgument, match="env: there is none"):
         DQNPrior(None, None, FakeEncoder()).learn(1)
+
+
+def test_no_rows_of_a_log_are_written_where_none_are_wanted(monkeypatch):
+    dumped = []
+    monkeypatch.setattr("stable_baselines3.common.logger.Logger.dump", lambda *_, **__: dumped.append(True))
+    model = DQNPrior(TableGame(4, limit=6, starts=PLACES), None, FakeEncoder(), seed=0, **FAST)
+    model.learn(60, log_interval=None)
+    assert not dumped
+    model.learn(60, log_interval=1)
+    assert dumped

@@ -70,7 +70,8 @@ def test_killed_at_random_moments_it_goes_on_and_loses_no_checkpoint(processes, 
     assert process.exitcode == 0
     assert newest_iteration(tmp_path) == reached[-1] + 2
     assert csv_iterations(tmp_path) == list(range(1, reached[-1] + 3))
-    assert reached[-1] > len(reached) / 2  # it got somewhere between the kills
+    waited_for = len(reached) - len(reached) // 4
+    assert reached[-1] >= waited_for - 1  # counted from 0
     # no rest of a writer that was killed
     assert not [*tmp_path.glob(".*"), *(tmp_path / "checkpoints").glob(".*")]
 
