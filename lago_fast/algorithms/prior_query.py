@@ -90,6 +90,7 @@ def check_support(log_probs: Tensor) -> None:
     if bool(impossible.any()):
         t, env, action = impossible.nonzero()[0].tolist()
         raise PriorMismatch(
-            f"prior: in the state of env {env} at step {t} of this rollout action {action} has probability 0, from which "
-            "KL(policy || prior) is infinite; mix some of a uniform distribution in, or use kl_direction='prior_policy'"
+            f"prior: in the state of env {env} at step {t} of this rollout action {action} has probability 0, from "
+            "which KL(policy || prior) is infinite; mix some of a uniform distribution in, or use "
+            "kl_direction='prior_policy'"
         )
