@@ -65,9 +65,9 @@ llm-priors: .venv/.installed  ## language priors on text games, five seeds on tw
 	$(BIN)/python -m bench.llm_priors.report runs/llm_priors
 
 # In whatever environment PYTHON is: one with torch and triton is enough for a part of it.
-gpu-report:  ## OUT=dir: what a machine with an NVIDIA GPU says, in nine minutes; PYTHON= names the environment
+gpu-report:  ## OUT=dir: what a machine with an NVIDIA GPU says, in nine minutes; PYTHON= the environment, WHEELS= a folder of more
 	@[ -n "$(OUT)" ] || { echo "make gpu-report OUT=dir: name the folder of the results" >&2; exit 1; }
-	@$(PYTHON) -m bench.gpu_hours.gpu_report "$(OUT)"
+	@$(PYTHON) -m bench.gpu_hours.gpu_report "$(OUT)" $(if $(WHEELS),--wheels "$(WHEELS)")
 
 asan: .venv/.installed  ## the kernels', the latent cache's and CLEVR-Robot's tests with the native code under AddressSanitizer and UBSan
 	rm -rf build/asan

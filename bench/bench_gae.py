@@ -26,6 +26,7 @@ def test_gae(benchmark, impl, shape):
         benchmark,
         lambda: ops.gae(*rollout, **options, impl=impl),
         least_bytes,
+        op="gae",
         impl=impl,
         shape=list(shape),
         dtype="float32",

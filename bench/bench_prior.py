@@ -131,22 +131,32 @@ made: dict[str, Backbone] = {}  # by shape, at most one
 
 
 def backbone_of(shape: str) -> Backbone:
-    """Return the one backbone of a shape that all forms are made of, its weights drawn on the device."""
+    """Return the one backbone of a shape that all forms are made of."""
     if shape not in made:
         made.clear()
         prior_of.cache_clear()
         gc.collect()
         torch.cuda.empty_cache()
-        outline = outline_of(shape)
-        torch.manual_seed(0)
-        with DEVICE:
-            model = type(outline.model)(outline.model.config)
-        made[shape] = replace(outline, model=model.eval().requires_grad_(False))
+        made[shape] = drawn_backbone(folder_of(shape), DEVICE)
     return made[shape]
 
 
-def outline_of(shape: str) -> Backbone:
-    """Return a shape's backbone without numbers."""
+def drawn_backbone(folder: Path, device: torch.device, seed: int = 0) -> Backbone:
+    """Return a backbone of a folder's shape whose weights are drawn on the device.
+
+    Drawing seven billion numbers on a CPU, and hashing them, takes minutes. Where a SHA-256 stands it says how the
+    weights were drawn: no file has that hash, so that a prior saved with them is refused when it is read.
+    """
+    outline = outline_of(folder)
+    torch.manual_seed(seed)
+    with device:
+        model = type(outline.model)(outline.model.config)
+    drawn = f"not hashed: {folder.name} drawn on {device.type} with seed {seed}"
+    return replace(outline, model=model.eval().requires_grad_(False), sha256=drawn, seed=seed)
+
+
+def outline_of(folder: Path) -> Backbone:
+    """Return a folder's backbone without numbers."""
 
     class Enough(Exception):
         pass
@@ -158,7 +168,7 @@ def outline_of(shape: str) -> Backbone:
         raise Enough
 
     with contextlib.suppress(Enough):
-        find_backbone(str(folder_of(shape)), random_init=True, before_weights=stop)
+        find_backbone(str(folder), random_init=True, before_weights=stop)
     return outlines[0]
 
 
@@ -272,6 +282,14 @@ def memory_of(prior: Any, form: str, before: int) -> dict[str, int]:
     return found
 
 
+def version_of(package: str) -> str | None:
+    """Return an installed package's version; None where it is not installed, which most forms do without."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 @pytest.fixture
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
@@ -319,7 +337,7 @@ def test_states_per_second(benchmark, shape, form, rows):
         device=torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",
         states_per_s=rows / middle,
         **memory_of(prior, form, before),
-        **{name: importlib.metadata.version(name) for name in ("transformers", "bitsandbytes")},
+        **{name: version_of(name) for name in ("transformers", "bitsandbytes")},
     )
     read = tokens_read(form)
     if read and hit_percent is None:

@@ -34,7 +34,8 @@ def test_sample_categorical(benchmark, impl, rows, actions):
         [expected.log_prob[same], expected.entropy, expected.prior_kl],
     )
     least_bytes = cases.bytes_of([x.logits, x.prior_log_probs, *outputs])
-    cases.run(benchmark, draw, least_bytes, impl=impl, shape=[rows, actions], dtype="float32")
+    facts = {"op": "sample categorical", "impl": impl, "shape": [rows, actions], "dtype": "float32"}
+    cases.run(benchmark, draw, least_bytes, **facts)
 
 
 @pytest.mark.parametrize("dims", [4, 17])
@@ -60,4 +61,5 @@ def test_sample_gaussian(benchmark, impl, rows, dims):
     outputs = draw()
     cases.check(outputs, draw("reference"))
     least_bytes = cases.bytes_of([x.mean, x.log_std, x.prior_mean, x.prior_log_std, *outputs])
-    cases.run(benchmark, draw, least_bytes, impl=impl, shape=[rows, dims], dtype="float32")
+    facts = {"op": "sample gaussian", "impl": impl, "shape": [rows, dims], "dtype": "float32"}
+    cases.run(benchmark, draw, least_bytes, **facts)

@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -33,6 +34,14 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - Stable-Baselines3 draws from numpy's global generator
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _may_wait() -> Iterator[None]:
+    """Let the host wait for a GPU again, whatever a test has left: else every later copy to one would raise."""
+    yield
+    if torch.cuda.is_initialized():
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

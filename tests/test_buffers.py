@@ -54,8 +54,8 @@ def test_an_array_is_put_into_part_of_a_column_in_its_dtype():
 @pytest.mark.gpu
 def test_an_array_is_put_onto_a_gpu_without_waiting():
     column = torch.zeros(3, 4, device="cuda")
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         put(np.arange(4, dtype=np.float64), column[1])
     finally:
         torch.cuda.set_sync_debug_mode("default")

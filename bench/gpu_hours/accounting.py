@@ -4,6 +4,7 @@ Allocated GPU-hours are devices times wall time; busy ones are weighted by the u
 NVML's counter, or a model (power limit times wall time, watts per core times CPU time), and is called so.
 """
 
+import logging
 import os
 import threading
 import time
@@ -11,10 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
+logger = logging.getLogger(__name__)
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SAMPLE_S = 0.1  # NVML renews utilisation and energy every 20 to 100 ms: never for a single kernel
 # modelled: a server processor of 280 W with 64 cores, at full load, without memory and fans
@@ -99,7 +101,9 @@ def measured() -> Iterator[Callable[[], Cost]]:
 
 
 class _Gpu:
-    """Samples of the device's utilisation, and its energy counter."""
+    """Samples of the device's utilisation, and its energy counter; what NVML refuses is None, and said once."""
+
+    _said: ClassVar[set[str]] = set()
 
     def __init__(self) -> None:
         self._nvml: Any = None
@@ -107,8 +111,13 @@ class _Gpu:
             import pynvml
         except ImportError:  # pip install nvidia-ml-py; without it nothing is measured and energy is modelled
             return
-        pynvml.nvmlInit()
-        self._nvml, self._handle = pynvml, pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+        try:
+            pynvml.nvmlInit()
+            self._handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+        except pynvml.NVMLError as error:  # as in a container without the driver's library
+            self._say("NVML", error)
+            return
+        self._nvml = pynvml
 
     def start(self) -> None:
         """Begin to sample."""
@@ -116,7 +125,7 @@ class _Gpu:
             return
         self._shares: list[float] = []
         self._ended = threading.Event()
-        self._joules = self._counter()
+        self._joules = self._read("nvmlDeviceGetTotalEnergyConsumption")
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
 
@@ -127,18 +136,29 @@ class _Gpu:
         self._ended.set()
         self._thread.join()
         busy = wall_s * sum(self._shares) / len(self._shares) if self._shares else None
-        now = self._counter()
+        now = self._read("nvmlDeviceGetTotalEnergyConsumption")
         if self._joules is not None and now is not None:
-            return busy, now - self._joules, "measured"
-        limit_w = self._nvml.nvmlDeviceGetEnforcedPowerLimit(self._handle) / 1e3
-        return busy, limit_w * wall_s, "modelled"
+            return busy, (now - self._joules) / 1e3, "measured"
+        limit_mw = self._read("nvmlDeviceGetEnforcedPowerLimit")
+        return (busy, None, None) if limit_mw is None else (busy, limit_mw / 1e3 * wall_s, "modelled")
 
-    def _counter(self) -> float | None:
+    def _read(self, name: str) -> Any:
+        """Return what NVML says of the device, None where it refuses: many GPUs, and guests of most, refuse some."""
         try:
-            return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3
-        except self._nvml.NVMLError_NotSupported:
+            return getattr(self._nvml, name)(self._handle)
+        except self._nvml.NVMLError as error:
+            self._say(name, error)
             return None
 
     def _sample(self) -> None:
         while not self._ended.wait(SAMPLE_S):
-            self._shares.append(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu / 100)
+            rates = self._read("nvmlDeviceGetUtilizationRates")
+            if rates is None:
+                return
+            self._shares.append(rates.gpu / 100)
+
+    @classmethod
+    def _say(cls, name: str, error: Exception) -> None:
+        if name not in cls._said:
+            cls._said.add(name)
+            logger.warning("%s: %s; the figures that need it are left out or modelled", name, error)

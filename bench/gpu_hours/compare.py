@@ -4,7 +4,8 @@
     python -m bench.gpu_hours.report OUT.json
 
 protocol.md says what is fixed, what is inside the clock and how each trap is handled. Every arm is opened before the
-clock starts and warmed up by one slice, whose time is kept apart; then the arms take turns, round by round.
+clock starts and warmed up by one slice, whose time is kept apart; then the arms take turns, round by round. What there
+is so far is written after each warm-up and each round, so that a run that is stopped keeps it.
 """
 
 import argparse
@@ -71,19 +72,47 @@ def audited(stage: Stage | None) -> float | None:
     return student.audited_kl_sum / student.audited_rows if student is not None and student.audited_rows else None
 
 
-def measure(arms: list[Arm], rounds: int, seconds: float) -> Iterator[dict[str, Any]]:
-    """Open and warm up every arm, let them take turns, and yield all results so far after each round.
+def upon(work: Work, stage: Stage, carry: str, *, python_envs: bool) -> tuple[str, list[Arm]]:
+    """Return the form that rungs 5 to 7 ask, and the ladder with its side rows.
+
+    Args:
+        work: of an iteration.
+        stage: forms of the prior.
+        carry: "shared", "quantized", or "faster" for the one that answers sooner here.
+        python_envs: as for `ladder`.
+    """
+    carried = faster(stage, work) if carry == "faster" else carry
+    arms = ladder(work, stage, carried, python_envs=python_envs)
+    side = [side_row(work, stage, carried)]
+    if carry == "shared":  # by wish, however fast rung 4 is
+        arms[3] = arms[3]._replace(adds="fewer bits (not carried on, as it was asked)")
+        other = ladder(work, stage, "quantized", python_envs=python_envs)[6]
+        side.append(other._replace(name="side row: 7 upon rung 4", adds="rung 7, with the prior of rung 4"))
+    return carried, [*arms, *side]
+
+
+def is_wanted(arm: Arm, rungs: Sequence[int]) -> bool:
+    """Tell whether an arm of the ladder is of the rungs that were asked for; side rows stand beside rung 7."""
+    return (int(arm.name.split()[0]) if arm.name[0].isdigit() else 7) in rungs
+
+
+def measure(arms: list[Arm], rounds: int, seconds: float, skipped: list[str]) -> Iterator[dict[str, Any]]:
+    """Open and warm up every arm, let them take turns, and yield all results so far after each warm-up and round.
 
     Args:
         arms: the rungs and peers.
         rounds: turns of each, at most.
-        seconds: from the start of opening; no further round begins after them.
+        seconds: from the start of opening; no further arm is opened and no further round begins after them.
+        skipped: to which the arms are added that were not opened.
     """
     results: dict[str, Any] = {}
     begun = time.perf_counter()
     with ExitStack() as opened:
         slices = {}
         for arm in arms:
+            if time.perf_counter() - begun > seconds:
+                skipped.append(f"{arm.name}: not opened, {seconds:.0f} s were over")
+                continue
             before, started = accounting.peak_memory_bytes(), time.perf_counter()
             slices[arm.name] = opened.enter_context(arm.open())
             warm = as_json(slices[arm.name]())
@@ -97,6 +126,7 @@ def measure(arms: list[Arm], rounds: int, seconds: float) -> Iterator[dict[str, 
                 "rounds": [],
             }
             print(f"ready: {arm.name}", file=sys.stderr, flush=True)
+            yield results
         for k in range(rounds):
             for name, slice_ in slices.items():
                 results[name]["rounds"].append(as_json(slice_()))
@@ -110,13 +140,16 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3600, help="no further round once so many are over")
+    parser.add_argument("--seconds", type=float, default=3600, help="no further arm or round once so many are over")
     parser.add_argument("--rungs", type=int, nargs="*", default=list(range(1, 9)))
     parser.add_argument("--stage", type=Path, default=Path("runs/gpu_hours"), help="where stage 1 is, or is to be kept")
     parser.add_argument("--prepare", action="store_true", help="run stage 1 and measure nothing")
     parser.add_argument("--peers", action="store_true", help="plain PPO, by us and others, besides")
     parser.add_argument("--sbx-python", help="an interpreter with sbx-rl and this package")
     parser.add_argument("--skrl-python", help="an interpreter with skrl and this package")
+    parser.add_argument(
+        "--carry", default="faster", choices=["faster", "shared", "quantized"], help="onto rungs 5 to 7"
+    )
     parser.add_argument("--quantization", default="bf16", choices=["bf16", "int8", "nf4", "fp8"])
     parser.add_argument("--backbone-shape", type=Path, help="a folder with config.json: random weights of that shape")
     add_work(parser, Work())
@@ -135,10 +168,8 @@ def main(words: Sequence[str] | None = None) -> None:
                 return
         else:
             stage = shaped(work, options.backbone_shape, options.quantization)
-        carried = faster(stage, work)
-        every = ladder(work, stage, carried, python_envs=python_envs)
-        arms += [arm for arm in every if int(arm.name.split()[0]) in options.rungs]
-        arms += [side_row(work, stage, carried)] if 7 in options.rungs else []
+        carried, every = upon(work, stage, options.carry, python_envs=python_envs)
+        arms += [arm for arm in every if is_wanted(arm, options.rungs)]
         record |= {
             "backbone": stage.backbone,
             "weights": stage.weights,
@@ -160,14 +191,16 @@ def main(words: Sequence[str] | None = None) -> None:
         **runs.provenance(),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    for results in measure(arms, options.rounds, options.seconds):  # a run that is stopped keeps its rounds
+    for results in measure(arms, options.rounds, options.seconds, record["skipped"]):
         now = {
             "arms": results,
             "student_audit_kl_nats": audited(stage),
             "load_average": os.getloadavg(),
             "peak_memory_bytes": accounting.peak_memory_bytes(),
         }
-        options.out.write_text(json.dumps({**record, **now}, indent=1) + "\n", encoding="utf-8")
+        whole = options.out.with_name(f"{options.out.name}.new")  # a run that is stopped here keeps the last one
+        whole.write_text(json.dumps({**record, **now}, indent=1) + "\n", encoding="utf-8")
+        whole.replace(options.out)
 
 
 if __name__ == "__main__":

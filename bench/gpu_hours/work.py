@@ -19,7 +19,6 @@ from lago_fast.envs.metaworld_tasks import task_phrasings
 from lago_fast.evaluate import evaluate
 from lago_fast.presets import STUDENT, EnvSettings, Experiment, PriorSettings
 from lago_fast.priors.amortised import AmortisedPrior
-from lago_fast.priors.backbone import find_backbone
 from lago_fast.priors.config import Attention, PriorConfig
 from lago_fast.priors.finetune import fit_prior
 from lago_fast.priors.latent_action import LatentActionPrior
@@ -159,7 +158,9 @@ def attention_of(form: str) -> Attention:
 
 def shaped(work: Work, backbone_folder: Path, quantization: str) -> Stage:
     """Return forms on a backbone of random weights: their speed is that of its shape, and nobody learns from them."""
-    backbone = find_backbone(str(backbone_folder), random_init=True)
+    from bench.bench_prior import drawn_backbone  # which needs pytest, as no other comparison does
+
+    backbone = drawn_backbone(backbone_folder, torch.device(work.device))
     box = ((-1.0,) * ACTION_DIM, (1.0,) * ACTION_DIM)
     text, decoder = task_phrasings()[work.task][0], backbone.kind == "decoder"
 

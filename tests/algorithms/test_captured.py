@@ -217,8 +217,8 @@ def test_no_gradient_step_waits_for_the_gpu(cuda_graph, monkeypatch):
     shuffled = model.rollout_buffer.shuffled
 
     def watched(batch_size):
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            torch.cuda.set_sync_debug_mode("error")
             yield from shuffled(batch_size)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -3,17 +3,20 @@
 import csv
 import json
 import subprocess
+import sys
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from bench.gpu_hours import accounting, report
+from bench.gpu_hours import accounting, compare, report
 from bench.gpu_hours.accounting import Cost
 from bench.gpu_hours.first_user import PriorPPO
 from bench.gpu_hours.plain_ppo import PlainPPO
-from bench.gpu_hours.rungs import Measured, Part, ladder, make_env
+from bench.gpu_hours.rungs import Arm, Measured, Part, ladder, make_env
 from bench.gpu_hours.work import Form, Stage, Work
 from tests.algorithms.point_env import PointEnv
 
@@ -233,7 +236,9 @@ def test_the_one_file_peer_counts_transitions_and_learns():
     assert all(not torch.equal(a, b) for a, b in zip(before, peer.parameters, strict=True))
 
 
-def test_every_rung_adds_one_thing_and_is_tagged():
+def untimed_stage():
+    """Return a stage whose forms are there and cannot answer."""
+
     class Prompt:
         transformer, instructions = None, ["push it"]
 
@@ -242,7 +247,11 @@ def test_every_rung_adds_one_thing_and_is_tagged():
                 pad_token = "?"
 
     forms = {name: Form(Prompt(), {"quantization": "bf16"}) for name in ("prompt", "shared", "quantized", "student")}
-    stage = Stage(**forms, backbone="b", shared_is="refit", weights="random")
+    return Stage(**forms, backbone="b", shared_is="refit", weights="random")
+
+
+def test_every_rung_adds_one_thing_and_is_tagged():
+    stage = untimed_stage()
     rungs = ladder(Work(), stage, "shared")
     assert [rung.name.split()[0] for rung in rungs] == [str(k) for k in range(1, 9)]
     assert [rung.tag for rung in rungs] == [
@@ -258,3 +267,115 @@ def test_every_rung_adds_one_thing_and_is_tagged():
     assert len({rung.adds for rung in rungs}) == 8
     # what quantization approximates, the rungs upon it approximate too
     assert ladder(Work(), stage, "quantized")[5].tag == "approximate"
+
+
+# what NVML refuses
+
+
+class FakeNvml:
+    """Answers with what it was given; an error is raised."""
+
+    class NVMLError(Exception):
+        pass
+
+    class NVMLError_NoPermission(NVMLError):
+        pass
+
+    def __init__(self, **answers):
+        self.answers = answers
+
+    def nvmlInit(self):
+        if "nvmlInit" in self.answers:
+            raise self.answers["nvmlInit"]
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return index
+
+    def __getattr__(self, name):
+        answer = self.answers[name]
+
+        def call(_):
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        return call
+
+
+REFUSED = FakeNvml.NVMLError_NoPermission("no permission")
+RATES = SimpleNamespace(gpu=50)
+
+
+@pytest.mark.parametrize(
+    ("energy", "limit", "rates", "found"),
+    [
+        (7000, 300_000, RATES, (1.0, 0.0, "measured")),
+        (REFUSED, 300_000, RATES, (1.0, 600.0, "modelled")),
+        (REFUSED, REFUSED, RATES, (1.0, None, None)),
+        (7000, 300_000, REFUSED, (None, 0.0, "measured")),
+    ],
+)
+def test_what_nvml_refuses_is_left_out_or_modelled_and_said_once(energy, limit, rates, found, monkeypatch, caplog):
+    nvml = FakeNvml(
+        nvmlDeviceGetTotalEnergyConsumption=energy,
+        nvmlDeviceGetEnforcedPowerLimit=limit,
+        nvmlDeviceGetUtilizationRates=rates,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(accounting._Gpu, "_said", set())
+    for _ in range(2):
+        gpu = accounting._Gpu()
+        gpu.start()
+        time.sleep(2.5 * accounting.SAMPLE_S)
+        assert gpu.stop(2.0) == found
+    refused = sum(isinstance(answer, Exception) for answer in (energy, limit, rates))
+    assert len(caplog.records) == refused
+
+
+def test_nvml_that_cannot_begin_measures_nothing(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(nvmlInit=FakeNvml.NVMLError("no driver")))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(accounting._Gpu, "_said", set())
+    gpu = accounting._Gpu()
+    gpu.start()
+    assert gpu.stop(1.0) == (None, None, None)
+    assert "no driver" in caplog.text
+
+
+# taking turns
+
+
+def armed(name, tag="exact", seconds=0.0):
+    def slice_():
+        time.sleep(seconds)
+        return Measured([Part("iteration", Cost(1.0, 1.0), 1)], 10)
+
+    return Arm(name, "something", tag, {}, lambda: nullcontext(slice_))
+
+
+def test_results_are_there_after_each_warm_up_and_opening_is_within_the_time():
+    skipped = []
+    seen = [
+        {name: len(arm["rounds"]) for name, arm in results.items()}
+        for results in compare.measure([armed("1 a"), armed("2 b", seconds=0.3), armed("3 c")], 5, 0.2, skipped)
+    ]
+    assert seen == [{"1 a": 0}, {"1 a": 0, "2 b": 0}, {"1 a": 1, "2 b": 1}]
+    assert skipped == ["3 c: not opened, 0 s were over"]
+
+
+@pytest.mark.parametrize(
+    ("carry", "carried"), [("shared", "shared"), ("quantized", "quantized"), ("faster", "quantized")]
+)
+def test_what_rungs_5_to_7_ask_may_be_chosen(carry, carried, monkeypatch):
+    monkeypatch.setattr(compare, "faster", lambda *_: "quantized")
+    got, arms = compare.upon(Work(), untimed_stage(), carry, python_envs=False)
+    assert got == carried
+    by_name = {arm.name: arm for arm in arms}
+    assert by_name["7 two groups"].tag == ("exact" if carried == "shared" else "approximate")
+    assert ("side row: 7 upon rung 4" in by_name) == (carry == "shared")
+    if carry == "shared":
+        assert by_name["side row: 7 upon rung 4"].tag == "approximate"
+        assert "slower" not in by_name["4 bf16"].adds
+    assert [arm.name for arm in arms if compare.is_wanted(arm, [1, 2])] == ["1 first user", "2 careful user"]
+    assert "side row: overlapped" in [arm.name for arm in arms if compare.is_wanted(arm, [7])]

@@ -294,14 +294,13 @@ entry = pytest.mark.parametrize("entry", [through_autograd, through_buffers])
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @entry
 @pytest.mark.parametrize("rows", [50, 3000])
 def test_the_host_never_waits(entry, rows, device):
     x, c = draw(device, rows, 9), coefficients(device)
     entry(x, c)  # compiles
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         entry(x, c)
     finally:
         torch.cuda.set_sync_debug_mode("default")
