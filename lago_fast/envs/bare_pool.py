@@ -4,9 +4,12 @@ That layer flattens the actions, checks them and builds a tree of infos of which
 a third of what a step of eight environments costs the thread that sends it. Tests: tests/envs/test_bare_pool.py
 """
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from lago_fast.errors import MissingExtra
 
 COLUMNS = ("obs", "reward", "done", "trunc", "info:env_id", "info:success")
 
@@ -38,3 +41,13 @@ class BarePool:
         observation, reward, done, truncated, env_id, success = (columns[i] for i in self._columns)
         info = {"env_id": env_id, "success": success}
         return (observation, info) if reset else (observation, reward, done & ~truncated, truncated, info)
+
+
+def import_envpool() -> ModuleType:
+    """EnvPool, or MissingExtra."""
+    try:
+        import envpool
+    except ImportError as error:
+        raise MissingExtra("Meta-World needs EnvPool: pip install 'lago_fast[envs]'") from error
+    module: ModuleType = envpool
+    return module

@@ -9,7 +9,6 @@ Tests: tests/envs/test_metaworld.py, and test_official_metaworld.py against Meta
 """
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,13 +16,13 @@ from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoA
 from gymnasium.spaces import Box
 
 from lago_fast.cores import usable_cores
-from lago_fast.envs.bare_pool import BarePool
+from lago_fast.envs.bare_pool import BarePool, import_envpool
 from lago_fast.envs.fresh_pool import FreshPool
 from lago_fast.envs.groups import GroupedArrayEnv
-from lago_fast.envs.metaworld_tasks import check_tasks, envpool_id, task_phrasings
+from lago_fast.envs.metaworld_tasks import check_settings, check_tasks, envpool_id, task_phrasings
 from lago_fast.envs.state_words import describe_metaworld
 from lago_fast.envs.vec_env import ArrayReset, ArrayStep, ArrayVecEnv, ReturnNormalizer, checked_instruction_table
-from lago_fast.errors import MissingExtra, NonFiniteError, UnsupportedArgument
+from lago_fast.errors import EnvironmentFailed, NonFiniteError, UnsupportedArgument
 
 if TYPE_CHECKING:
     from lago_fast.envs.sb3_adapter import SB3VecEnv
@@ -62,6 +61,7 @@ class MetaworldArrayEnv(ArrayVecEnv):
     Raises:
         UnknownTask, UnsupportedArgument, MissingExtra: see the messages.
         NonFiniteError: from reset, send and recv, naming environment and step.
+        EnvironmentFailed: from reset and recv: EnvPool left an environment out.
 
     Not supported: rendering, goals hidden from the observation.
     """
@@ -86,10 +86,10 @@ class MetaworldArrayEnv(ArrayVecEnv):
         first_env: int = 0,
     ) -> None:
         self.tasks = check_tasks(tasks)
-        _check_settings(len(self.tasks), num_envs, max_episode_steps, phrasings, num_threads)
+        check_settings(len(self.tasks), num_envs, max_episode_steps, phrasings, num_threads)
         if success_reward != 0.0 and not terminate_on_success:
             raise UnsupportedArgument("success_reward needs terminate_on_success=True")
-        self._envpool = _import_envpool()
+        self._envpool = import_envpool()
 
         # one contiguous block of environments and of instructions per task
         self.num_envs, per_task = num_envs, num_envs // len(self.tasks)
@@ -113,7 +113,8 @@ class MetaworldArrayEnv(ArrayVecEnv):
 
         self._first_env = first_env
         self._pools: list[Any] = []
-        self._was_reset = self._pending = self._closed = False
+        # torn: the simulators are not where they are believed to be, as while rows are on their way from them
+        self._was_reset = self._pending = self._torn = self._closed = False
         self.seed(seed)
 
     def seed(self, seed: int) -> list[int]:
@@ -121,17 +122,19 @@ class MetaworldArrayEnv(ArrayVecEnv):
 
         The statistics of `normalize_reward` are kept. Returns the seed of each environment.
         """
-        for_envs, self._for_instructions = np.random.SeedSequence(seed).spawn(2)
+        for_envs, _ = np.random.SeedSequence(seed).spawn(2)
         words = for_envs.generate_state(self._first_env + self.num_envs)[self._first_env :]
         # EnvPool reads seeds as signed 32-bit integers
         self.env_seeds: list[int] = (words >> 1).astype(np.int64).tolist()
-        self._stale = True
+        self._seed, self._stale = seed, True
         return list(self.env_seeds)
 
     def _build(self) -> None:
         """Make the pools and generators that follow from the seed."""
+        self._torn = True
         self._pools.clear()  # frees old simulators before new ones take memory
-        sequences = self._for_instructions.spawn(self._first_env + self.num_envs)[self._first_env :]
+        _, for_instructions = np.random.SeedSequence(self._seed).spawn(2)
+        sequences = for_instructions.spawn(self._first_env + self.num_envs)[self._first_env :]
         self._generators = [np.random.default_rng(s) for s in sequences]
         self._pools = [self._make_pool(task, rows) for task, rows in zip(self.tasks, self._rows, strict=True)]
         self.instruction_id = np.zeros(self.num_envs, np.int64)
@@ -139,7 +142,7 @@ class MetaworldArrayEnv(ArrayVecEnv):
         self._ended = np.zeros(self.num_envs, bool)
         self._reset_by_hand = np.zeros(self.num_envs, bool)
         self._first_state = np.zeros((self.num_envs, STATE_DIM), np.float32)
-        self._stale = False
+        self._stale = self._pending = False
 
     def _make_pool(self, task: str, rows: slice) -> Any:
         """EnvPool's simulators of a task, for the environments `rows`."""
@@ -159,29 +162,39 @@ class MetaworldArrayEnv(ArrayVecEnv):
         return FreshPool(lambda seed: build([seed]), seeds) if task in USED_ONCE else build(seeds)
 
     def reset(self) -> ArrayReset:
-        """Start a new episode in every environment; a step under way is waited for and dropped."""
+        """Start a new episode in every environment; a step under way is waited for and dropped.
+
+        After a call that was interrupted or failed midway it starts over from the seed, with new simulators: EnvPool
+        would hand out the rows of that call first.
+        """
         if self._closed:
             raise ClosedEnvironmentError("reset() after close(): make a new environment")
-        if self._pending:
+        if self._pending and not self._torn:
             self._receive()
-        if self._stale:
+            self._torn = False
+        if self._stale or self._torn:
             self._build()
         self._was_reset = True
         if self.normalizer is not None:
             self.normalizer.start_episodes()
-        return self.reset_envs(np.arange(self.num_envs))
+        return self._reset_rows(np.arange(self.num_envs))
 
     def reset_envs(self, ids: np.ndarray) -> ArrayReset:
         """Start a new episode now in the environments `ids` [n]; their next row is valid."""
         self._check_ready()
-        ids = np.asarray(ids)
+        return self._reset_rows(np.asarray(ids))
+
+    def _reset_rows(self, ids: np.ndarray) -> ArrayReset:
+        self._torn = True
         chosen = np.zeros(self.num_envs, bool)
         chosen[ids] = True
         self._start_reset(chosen)
         self._finish_reset(chosen)
         self._begin_episodes(chosen)
         self._check_finite("the simulator's observation", self._first_state)
-        return ArrayReset(self._observe(self._first_state)[ids], self.instruction_id[ids])
+        fresh = ArrayReset(self._observe(self._first_state)[ids], self.instruction_id[ids])
+        self._torn = False
+        return fresh
 
     def send(self, actions: np.ndarray) -> None:
         """Start one step in every environment with actions [N, 4], clipped to the box."""
@@ -194,11 +207,17 @@ class MetaworldArrayEnv(ArrayVecEnv):
 
         # EnvPool resets a truncated environment by itself; one that ended by success it must be told to.
         by_hand = self._reset_by_hand
-        if not by_hand.any():
+        self._torn = True
+        if by_hand.any():
+            self._send_some(actions, by_hand)
+        else:
             for pool, rows in zip(self._pools, self._rows, strict=True):
                 pool.send(actions[rows])
-            self._pending = True
-            return
+        self._pending = True  # first: between the two an interrupt must find the simulators torn
+        self._torn = False
+
+    def _send_some(self, actions: np.ndarray, by_hand: np.ndarray) -> None:
+        """Start episodes in the environments `by_hand` [N] and a step in the others."""
         # a partial reset and a partial step must not be under way in one pool at once: their rows collide
         self._start_reset(by_hand)
         for pool, rows in zip(self._pools, self._rows, strict=True):
@@ -209,10 +228,10 @@ class MetaworldArrayEnv(ArrayVecEnv):
             others = np.flatnonzero(~by_hand[rows])
             if by_hand[rows].any() and len(others):
                 pool.send(actions[rows][others], others)
-        self._pending = True
 
     def recv(self) -> ArrayStep:
         """Wait for the step that `send` started."""
+        self._check_whole()
         if not self._pending:
             raise NoAsyncCallError("recv() without send(): send actions first", "step")
         state, raw_reward, terminated, truncated, success = self._receive()
@@ -224,22 +243,27 @@ class MetaworldArrayEnv(ArrayVecEnv):
         self._check_finite("the simulator's reward", raw_reward[:, None])
         raw_reward[~valid] = 0.0
         success &= valid
-        return self._finish_step(state, raw_reward, terminated & valid, truncated & valid, valid, success)
+        step = self._finish_step(state, raw_reward, terminated & valid, truncated & valid, valid, success)
+        self._torn = False
+        return step
 
     def _receive(self) -> tuple[np.ndarray, ...]:
         """Columns of the step under way as EnvPool sees it; rows reset by hand hold their first state."""
-        state = self._first_state.copy()
+        self._torn = True
+        state, arrived = self._first_state.copy(), self._reset_by_hand.copy()
         raw_reward = np.zeros(self.num_envs, np.float32)
         terminated, truncated, success = np.zeros((3, self.num_envs), bool)
         for pool, rows in zip(self._pools, self._rows, strict=True):
             if self._reset_by_hand[rows].all():
                 continue
             observation, reward, pool_terminated, pool_truncated, info = pool.recv()
-            ids = rows.start + info["env_id"]
+            ids = rows.start + info["env_id"].astype(np.intp)  # numpy would convert at each use
+            arrived[ids] = True
             state[ids] = observation
             raw_reward[ids] = reward
             terminated[ids], truncated[ids] = pool_terminated, pool_truncated
             success[ids] = info["success"] > 0.5
+        self._check_arrived(arrived)
         self._pending = False
         return state, raw_reward, terminated, truncated, success
 
@@ -284,10 +308,17 @@ class MetaworldArrayEnv(ArrayVecEnv):
                 pool._reset(ids)  # the public reset(ids) waits, and pools would go one after the other
 
     def _finish_reset(self, chosen: np.ndarray) -> None:
+        arrived = ~chosen
         for pool, rows in zip(self._pools, self._rows, strict=True):
             if chosen[rows].any():
                 observation, info = pool.recv(reset=True)
-                self._first_state[rows.start + info["env_id"]] = observation
+                ids = rows.start + info["env_id"]
+                arrived[ids], self._first_state[ids] = True, observation
+        self._check_arrived(arrived)
+
+    def _check_arrived(self, arrived: np.ndarray) -> None:
+        if np.count_nonzero(arrived) != self.num_envs:
+            raise EnvironmentFailed(f"EnvPool gave no row of environment {int(arrived.argmin())}: call reset()")
 
     def _begin_episodes(self, chosen: np.ndarray) -> None:
         """Draw the instructions of new episodes; one generator per environment keeps them independent."""
@@ -309,8 +340,13 @@ class MetaworldArrayEnv(ArrayVecEnv):
             raise ClosedEnvironmentError("the environment is closed: make a new one")
         if not self._was_reset:
             raise ResetNeeded("call reset() before the first step")
+        self._check_whole()
         if self._pending:
             raise AlreadyPendingCallError("a step is under way: call recv() first", "step")
+
+    def _check_whole(self) -> None:
+        if self._torn:
+            raise ResetNeeded("an earlier call was interrupted or failed midway, and its rows are lost: call reset()")
 
     def _check_finite(self, what: str, values: np.ndarray) -> None:
         finite = np.isfinite(values)
@@ -324,7 +360,7 @@ class MetaworldArrayEnv(ArrayVecEnv):
 
     def close(self) -> None:
         """Free the simulators; a second call does nothing."""
-        if self._pending:
+        if self._pending and not self._torn:
             self._receive()
         self._pools.clear()
         self._closed = True
@@ -360,27 +396,3 @@ def make_metaworld_array(tasks: Sequence[str], num_envs: int, *, groups: int = 1
     members = [MetaworldArrayEnv(tasks, size, first_env=g * size, **settings) for g in range(groups)]
     task_id = np.concatenate([member.task_id for member in members])
     return GroupedArrayEnv(members, ReturnNormalizer(num_envs, gamma, group=task_id) if scaled else None)
-
-
-def _check_settings(
-    num_tasks: int, num_envs: int, max_episode_steps: int, phrasings: str, num_threads: int | None
-) -> None:
-    if num_envs < 1 or num_envs % num_tasks:
-        raise UnsupportedArgument(
-            f"num_envs={num_envs} is no multiple of the {num_tasks} tasks: give {num_tasks} or a multiple"
-        )
-    if max_episode_steps < 1:
-        raise UnsupportedArgument(f"max_episode_steps={max_episode_steps}: give at least 1")
-    if phrasings not in ("all", "first"):
-        raise UnsupportedArgument(f"phrasings={phrasings!r}: give 'all' or 'first'")
-    if num_threads is not None and num_threads < 1:
-        raise UnsupportedArgument(f"num_threads={num_threads}: give at least 1, or None for the default")
-
-
-def _import_envpool() -> ModuleType:
-    try:
-        import envpool
-    except ImportError as error:
-        raise MissingExtra("Meta-World needs EnvPool: pip install 'lago_fast[envs]'") from error
-    module: ModuleType = envpool
-    return module

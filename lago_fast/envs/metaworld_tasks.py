@@ -38,6 +38,22 @@ def check_tasks(tasks: Sequence[str]) -> list[str]:
     return list(tasks)
 
 
+def check_settings(
+    num_tasks: int, num_envs: int, max_episode_steps: int, phrasings: str, num_threads: int | None
+) -> None:
+    """Refuse, by UnsupportedArgument, what `MetaworldArrayEnv` cannot be made with."""
+    if num_envs < 1 or num_envs % num_tasks:
+        raise UnsupportedArgument(
+            f"num_envs={num_envs} is no multiple of the {num_tasks} tasks: give {num_tasks} or a multiple"
+        )
+    if max_episode_steps < 1:
+        raise UnsupportedArgument(f"max_episode_steps={max_episode_steps}: give at least 1")
+    if phrasings not in ("all", "first"):
+        raise UnsupportedArgument(f"phrasings={phrasings!r}: give 'all' or 'first'")
+    if num_threads is not None and num_threads < 1:
+        raise UnsupportedArgument(f"num_threads={num_threads}: give at least 1, or None for the default")
+
+
 def envpool_id(task: str) -> str:
     """EnvPool's name of a task: "drawer-open" -> "MetaWorld/DrawerOpen-v3"."""
     return "MetaWorld/" + "".join(part.capitalize() for part in task.split("-")) + "-v3"

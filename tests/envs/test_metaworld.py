@@ -136,6 +136,20 @@ def test_reseeding_takes_effect_at_the_next_reset(make):
     np.testing.assert_array_equal(again_rows[-1].observation, rows[-1].observation)
 
 
+def test_reseeding_leaves_all_before_the_next_reset_as_it_is(make):
+    runs = []
+    for reseed in (False, True):
+        env = make(["push", "hammer"], seed=7, max_episode_steps=2)
+        env.reset()
+        if reseed:
+            env.seed(8)
+        rows = [env.step(np.zeros((4, 4))) for _ in range(4)]
+        runs.append([*rows, env.reset_envs(np.array([1, 2]))])
+    for ours, theirs in zip(*runs, strict=True):
+        for column, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(column, other)
+
+
 def test_instructions_belong_to_their_task_and_are_seeded(make):
     drawn = []
     for seed in (1, 1, 2):
