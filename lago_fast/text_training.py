@@ -20,6 +20,7 @@ from lago_fast.priors.text_base import TextActionPrior, TextEncoder
 from lago_fast.text_lane import NumberedPrior, NumberedTexts, TextLane
 
 PRIOR_FLOOR = 0.01
+EVALUATION_SEED = 1_000_000  # by which nothing else in the package is seeded unasked
 
 
 def make_text_ppo(
@@ -118,7 +119,7 @@ class TextScores(NamedTuple):
 
 
 def evaluate_text(
-    model: Chooses, env: TextVecEnv, episodes: int = 100, seed: int = 0, deterministic: bool = True
+    model: Chooses, env: TextVecEnv, episodes: int = 100, seed: int = EVALUATION_SEED, deterministic: bool = True
 ) -> TextScores:
     """Play episodes of a text game and return what came of them.
 
@@ -128,7 +129,7 @@ def evaluate_text(
         model: chooses.
         env: reset here.
         episodes: at least so many are played, a multiple of the number of environments.
-        seed: of the episodes.
+        seed: of the episodes; keep it apart from the seeds of training, as the default is from the games' own.
         deterministic: whether the model chooses its best action.
 
     Raises:

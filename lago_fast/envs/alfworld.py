@@ -6,13 +6,13 @@ https://github.com/alfworld/alfworld (Shridhar et al., 2021).
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from lago_fast.envs.game_memo import Turn
-from lago_fast.envs.story_games import StoryGames
+from lago_fast.envs.story_games import StoryGames, content_of
 from lago_fast.errors import CorruptFile, MissingExtra, UnknownTask, UnsupportedArgument
 
 TASKS = {
@@ -93,6 +93,9 @@ class AlfworldGames(StoryGames):
     def __init__(self, num_envs: int, files: Sequence[Path], *, plan: bool, horizon: int, seed: int) -> None:
         super().__init__(num_envs, [partial(AlfworldEngine, file, plan) for file in files], horizon, seed)
         self.files, self._plans = list(files), plan
+
+    def _games(self) -> list[Hashable]:
+        return [(AlfworldEngine, self._plans, content_of(file)) for file in self.files]
 
     def expert(self) -> Any:
         """Return the planner's choices [N].

@@ -1,6 +1,8 @@
 """Rows of story games: what TextWorld and ALFWorld share. Tests: tests/envs/test_story_games.py."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +21,7 @@ class StoryGames(TextGames):
 
     def __init__(self, num_envs: int, games: Sequence[Callable[[], Engine]], horizon: int, seed: int) -> None:
         super().__init__(num_envs, horizon, seed)
+        self._starts, self._closed = list(games), False
         self._memos = [GameMemo(start) for start in games]
         self.game = np.zeros(num_envs, np.int64)  # which of the games each row plays
         self._plays: list[Play] = []
@@ -29,14 +32,29 @@ class StoryGames(TextGames):
         return sum(memo.engine_steps for memo in self._memos)
 
     def share(self, other: "StoryGames") -> None:
-        """Let both know what either has seen of the same games, from the next reset on; one process, one thread.
+        """Let both know from now on what `other` has seen, or either will see, of the same games.
+
+        Episodes under way here end: call reset. One process, one thread; either may be closed before the other.
 
         Raises:
-            UnsupportedArgument: `other` has another number of games.
+            UnsupportedArgument: `other` has another number of games, or other games or settings; or one is closed.
         """
+        if self._closed or other._closed:
+            raise UnsupportedArgument("other: it or this one is closed; share before that")
         if len(other._memos) != len(self._memos):
             raise UnsupportedArgument(f"other: it has {len(other._memos)} games, this one {len(self._memos)}")
+        for number, (theirs, ours) in enumerate(zip(other._games(), self._games(), strict=True)):
+            if theirs != ours:
+                raise UnsupportedArgument(
+                    f"other: its game {number} is not this one's, or has other settings; make both of the same files"
+                )
+        self._let_go()
         self._memos, self._plays = other._memos, []
+        self._over[:] = True
+
+    def _games(self) -> list[Hashable]:
+        """Return what tells each game from all others; equal ones answer alike."""
+        return list(self._starts)
 
     def expert(self) -> np.ndarray:
         """Return the first commands [N] of ways to win from here; 0 where none is known, or the episode is over."""
@@ -72,7 +90,17 @@ class StoryGames(TextGames):
 
     def close(self) -> None:
         """Free the games' engines; a second call does nothing."""
+        self._closed = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Give back all engines and free the idle ones; who shares the memos starts others where it needs them."""
         for play in self._plays:
             play.end()
         for memo in self._memos:
             memo.close()
+
+
+def content_of(path: Path) -> str:
+    """Return the SHA-256 of a game file."""
+    return sha256(path.read_bytes()).hexdigest()

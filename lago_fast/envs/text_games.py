@@ -23,8 +23,8 @@ class Outcome(NamedTuple):
 class TextGames(TextVecEnv):
     """N rows of a text game, each with episodes of at most `horizon` steps.
 
-    Row i draws as the single row of another environment does whose seed is larger by i. Without a seed, `reset` goes
-    on in the sequence of draws.
+    What row i draws depends on the seed and i alone, not on the number of rows; rows of different seeds have nothing
+    in common. Without a seed, `reset` goes on in the sequence of draws.
     """
 
     def __init__(self, num_envs: int, horizon: int, seed: int) -> None:
@@ -39,7 +39,7 @@ class TextGames(TextVecEnv):
         self._seed(seed)
 
     def _seed(self, seed: int) -> None:
-        self._row_seed = np.arange(self.num_envs, dtype=np.uint64) + np.uint64(seed)
+        self._row_seed = np.random.SeedSequence(seed).generate_state(self.num_envs, np.uint64)
         self._drawn = np.zeros(self.num_envs, np.uint64)
 
     def _draw(self, rows: np.ndarray, below: int) -> np.ndarray:

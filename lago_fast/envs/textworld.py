@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lago_fast.envs.game_memo import Turn
-from lago_fast.envs.story_games import StoryGames
+from lago_fast.envs.story_games import StoryGames, content_of
 from lago_fast.envs.textworld_games import (
     HELD_OUT,
     LEVELS,
@@ -110,21 +110,62 @@ def _answer(feedback: str) -> str:
     return _plain(feedback.rsplit("\n>", 1)[0])
 
 
+class Scratch:
+    """A temporary folder of games that goes when the last environment that plays them lets go of it."""
+
+    def __init__(self) -> None:
+        self._folder, self._holders = tempfile.TemporaryDirectory(prefix="lago_textworld_"), 0
+        self.path = Path(self._folder.name)
+
+    def hold(self) -> None:
+        """Count one more environment."""
+        self._holders += 1
+
+    def let_go(self) -> None:
+        """Count one less."""
+        self._holders -= 1
+        if self._holders == 0:
+            self._folder.cleanup()
+
+
 class TextWorldGames(StoryGames):
     """N rows of TextWorld's games; made by `make_textworld`."""
 
     def __init__(
-        self, num_envs: int, files: Sequence[Path], *, answers: bool, horizon: int, seed: int, scratch: Any
+        self,
+        num_envs: int,
+        files: Sequence[Path],
+        *,
+        answers: bool,
+        horizon: int,
+        seed: int,
+        scratch: Scratch | None = None,
     ) -> None:
         super().__init__(num_envs, [partial(TextWorldEngine, file, answers) for file in files], horizon, seed)
-        self.files = list(files)
-        self._scratch = scratch
+        self.files, self._answers = list(files), answers
+        self._scratch: list[Scratch] = []  # where the games of the memos lie, and `files`
+        self._hold([] if scratch is None else [scratch])
+
+    def _hold(self, folders: Sequence[Scratch]) -> None:
+        for folder in folders:
+            if folder not in self._scratch:
+                folder.hold()
+                self._scratch.append(folder)
+
+    def share(self, other: StoryGames) -> None:
+        super().share(other)
+        if isinstance(other, TextWorldGames):
+            self._hold(other._scratch)
+
+    def _games(self) -> list[Hashable]:
+        # the .json beside it may list the same facts in another order
+        return [(TextWorldEngine, self._answers, content_of(file)) for file in self.files]
 
     def close(self) -> None:
-        """Free the interpreters, and the games where they were made in a temporary folder."""
+        """Free the interpreters, and games in a temporary folder once nobody plays them; a second call does nothing."""
         super().close()
-        if self._scratch is not None:
-            self._scratch.cleanup()
+        while self._scratch:
+            self._scratch.pop().let_go()
 
 
 def make_textworld(
@@ -167,8 +208,8 @@ def make_textworld(
     if isinstance(games, str):
         level = _level(games)
         if cache is None:
-            scratch = tempfile.TemporaryDirectory(prefix="lago_textworld_")
-            cache = scratch.name
+            scratch = Scratch()
+            cache = scratch.path
         first = HELD_OUT if split == "test" else 0
         files = [generate(games, number, Path(cache)) for number in range(first, first + num_games)]
         answers = level.answers if answers is None else answers

@@ -81,3 +81,44 @@ def test_environments_that_share_ask_an_engine_once():
     assert first.engine_steps == second.engine_steps > 0
     with pytest.raises(UnsupportedArgument, match="3 games"):
         first.share(make(2, games=3))
+
+
+def test_only_the_same_games_are_shared():
+    class Other(story_engines.Corridor):
+        pass
+
+    first, second = (StoryGames(1, [story_engines.Corridor, game], 6, 0) for game in (story_engines.Corridor, Other))
+    memos = second._memos
+    with pytest.raises(UnsupportedArgument, match="its game 1 is not this one's"):
+        second.share(first)
+    assert second._memos is memos
+    first.close()
+    with pytest.raises(UnsupportedArgument, match="closed"):
+        make(2).share(first)
+    with pytest.raises(UnsupportedArgument, match="closed"):
+        first.share(make(2))
+
+
+def test_every_engine_is_closed_once_and_sharing_outlives_either():
+    started = []
+
+    def start():
+        started.append(story_engines.Corridor())
+        return started[-1]
+
+    envs = [StoryGames(2, [start], 6, seed) for seed in range(3)]
+    for env in envs:
+        env.reset()
+        env.step(np.array([2, 3]))
+    assert len(started) == 6
+    envs[1].share(envs[0])
+    envs[2].share(envs[1])
+    assert [engine.closed for engine in started] == [0, 0, 1, 1, 1, 1]
+    assert not envs[1].step(np.array([9, 9])).valid.any()  # its episodes ended, as before a first reset
+    envs[0].close()
+    for env in envs[1:]:
+        env.reset()
+        env.step(np.array([1, 0]))
+        env.close()
+        env.close()
+    assert [engine.closed for engine in started] == [1] * len(started)

@@ -1,11 +1,16 @@
 """The contract of text games, on those that need no other package."""
 
+import inspect
+
 import numpy as np
 import pytest
 
+from lago_fast.envs.alfworld import make_alfworld
 from lago_fast.envs.frozen_lake import make_frozen_lake
 from lago_fast.envs.overcooked import make_overcooked
+from lago_fast.envs.textworld import make_textworld
 from lago_fast.errors import UnsupportedArgument
+from lago_fast.text_training import EVALUATION_SEED, evaluate_text
 
 MAKERS = {
     "lake": make_frozen_lake,
@@ -46,21 +51,43 @@ def test_the_contract_holds(make):
     assert ends > 20
 
 
-def test_a_row_plays_as_a_single_environment_does(make):
-    many, rng = make(3), np.random.default_rng(1)
-    single = [make(1) for _ in range(3)]
+def test_a_row_plays_the_same_whatever_the_number_of_rows(make):
+    many, few, single, rng = make(5), make(3), make(1), np.random.default_rng(1)
     state = many.reset(40)
-    alone = [env.reset(40 + row) for row, env in enumerate(single)]
+    assert few.reset(40).observation == state.observation[:3]
+    single.reset(40)
     for _ in range(80):
         choice = random_choices(state, rng)
         step = many.step(choice)
-        for row, env in enumerate(single):
-            one = env.step(choice[[row]])
-            assert [part[row] for part in step.state] == [part[0] for part in one.state]
-            assert [part[row] for part in step[1:]] == [part[0] for part in one[1:]]
+        for env in (few, single):
+            part, n = env.step(choice[: env.num_envs]), env.num_envs
+            assert [column[:n] for column in step.state] == list(part.state)
+            for column, own in zip(step[1:], part[1:], strict=True):
+                np.testing.assert_array_equal(column[:n], own)
         state = step.state
-    assert [part[1] for part in many.reset(7)] == [part[0] for part in single[1].reset(8)]
-    assert alone[0].observation[0]
+    assert [column[:1] for column in many.reset(7)] == list(single.reset(7))
+
+
+def test_no_row_plays_what_a_row_of_another_seed_plays():
+    def starts(seed):
+        env = make_overcooked(8, horizon=1)
+        env.reset(seed)
+        tiles = []
+        for _ in range(30):
+            tiles.append(env.tile.copy())
+            env.step(np.zeros(8, int))  # ends
+            env.step(np.zeros(8, int))
+        return [np.stack(tiles)[:, row].tobytes() for row in range(8)]
+
+    rows = [row for seed in (0, 1, 2, 8, 2**40, EVALUATION_SEED) for row in starts(seed)]
+    assert len(set(rows)) == len(rows)
+
+
+def test_an_evaluation_is_not_seeded_as_the_games_are():
+    defaults = inspect.signature(evaluate_text).parameters["seed"].default
+    makers = (make_frozen_lake, make_overcooked, make_textworld, make_alfworld)
+    assert defaults == EVALUATION_SEED
+    assert defaults not in {inspect.signature(maker).parameters["seed"].default for maker in makers}
 
 
 def test_a_seed_decides_all_episodes(make):

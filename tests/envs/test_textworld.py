@@ -99,6 +99,34 @@ def test_without_a_cache_nothing_stays():
     assert not env.files[0].exists()
 
 
+def test_other_games_are_not_shared(cache):
+    train, test, answers = (
+        make_textworld(1, "easy", split=split, cache=cache, answers=told)
+        for split, told in (("train", False), ("test", False), ("train", True))
+    )
+    for other in (test, answers):
+        with pytest.raises(UnsupportedArgument, match="its game 0 is not this one's"):
+            other.share(train)
+        other.close()
+    train.close()
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_shared_games_stay_until_the_last_is_closed(first):
+    envs = [make_textworld(1, "easy") for _ in range(3)]
+    envs[1].share(envs[0])
+    envs[2].share(envs[1])
+    files = [env.files[0] for env in envs]
+    envs.insert(0, envs.pop(first))
+    while envs:
+        envs.pop(0).close()
+        for env in envs:
+            state = env.reset(1)
+            for _ in range(len(envs)):  # further than before
+                state = env.step(np.array([len(state.admissible[0]) - 1])).state
+    assert not any(file.exists() for file in files)
+
+
 def test_an_answer_is_what_the_game_says(cache):
     path = generate("easy", 0, cache)
     env = make_textworld(1, [path])
