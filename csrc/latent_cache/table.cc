@@ -1,5 +1,6 @@
 #include "latent_cache/table.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -46,6 +47,28 @@ void AskForHugePages(void* memory, std::size_t bytes) {
 #endif
 }
 
+// All tables that there are. Never destroyed: a fork may come after main.
+struct Tables {
+  std::mutex mutex;
+  std::vector<LatentTable*> all;
+};
+Tables& TheTables() {
+  static Tables* const tables = new Tables;
+  return *tables;
+}
+
+// A shard that another thread is within would stay locked and half written in a forked child, where that
+// thread is missing. So a fork waits until there is none.
+void HoldAll() {
+  TheTables().mutex.lock();
+  for (LatentTable* table : TheTables().all) table->Hold();
+}
+void LetAllGo() {
+  for (LatentTable* table : TheTables().all) table->LetGo();
+  TheTables().mutex.unlock();
+}
+const int watched = pthread_atfork(HoldAll, LetAllGo, LetAllGo);
+
 }  // namespace
 
 LatentTable::LatentTable(RowCodec codec, std::size_t budget_bytes, std::size_t shards, int threads)
@@ -73,6 +96,14 @@ LatentTable::LatentTable(RowCodec codec, std::size_t budget_bytes, std::size_t s
     shards_[s].records = record_memory_.get() + s * capacity_ * stride_;
     shards_[s].found = found_memory_.get() + s * capacity_;
   }
+  const std::lock_guard<std::mutex> held(TheTables().mutex);
+  TheTables().all.push_back(this);
+}
+
+LatentTable::~LatentTable() {
+  const std::lock_guard<std::mutex> held(TheTables().mutex);
+  std::vector<LatentTable*>& all = TheTables().all;
+  all.erase(std::find(all.begin(), all.end(), this));
 }
 
 template <typename T>
@@ -228,6 +259,14 @@ void LatentTable::Clear() {
     std::fill_n(shard.slots, slots_, Slot{0, 0});
     shard.used = shard.hand = 0;
   }
+}
+
+void LatentTable::Hold() {
+  for (Shard& shard : shards_) shard.mutex.lock();
+}
+
+void LatentTable::LetGo() {
+  for (Shard& shard : shards_) shard.mutex.unlock();
 }
 
 }  // namespace lago

@@ -31,6 +31,9 @@ class LatentTable {
   // `budget_bytes` counts rows, keys, index and marks; `threads`: at most, for one call.
   // Throws std::invalid_argument where not one row fits, std::bad_alloc.
   LatentTable(RowCodec codec, std::size_t budget_bytes, std::size_t shards, int threads);
+  ~LatentTable();
+  LatentTable(const LatentTable&) = delete;
+  LatentTable& operator=(const LatentTable&) = delete;
 
   const RowCodec& codec() const { return codec_; }
   int threads() const { return threads_; }
@@ -45,6 +48,10 @@ class LatentTable {
   TableStats Stats();
   // Forgets every row; the memory is kept for the next ones, and the counts go on.
   void Clear();
+
+  // Between the two no other thread is within a shard.
+  void Hold();
+  void LetGo();
 
  private:
   // Where a row is; number 0: nowhere.

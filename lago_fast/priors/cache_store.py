@@ -18,12 +18,14 @@ import os
 import struct
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,31 +68,43 @@ class Store:
         self.path = Path(path).expanduser().absolute()
         self.about = {"format_version": FORMAT_VERSION, **about}
         self.row_bytes, self.file_bytes = row_bytes, file_bytes
-        self._alone = threading.Lock()
-        self._process = os.getpid()
-        with self._readable_errors():
-            if not self.path.exists():
-                self._make()
-            if not self.path.is_file():
-                raise UnsupportedArgument(f"path: {self.path} is not a file; give the name of one")
-            _read_metas(self.path)
-            self._env: Any = self._open(self.path)
-        try:
-            self._check()
-        except BaseException:
-            self.close()
-            raise
+        self._alone = threading.RLock()  # whoever holds it and forks must get it once more
+        self._env: Any = None  # also of a process that has yet to open the file for itself
+        with _forking:
+            _stores.add(self)
+        with self._alone:
+            with self._readable_errors():
+                if not self.path.exists():
+                    self._make()
+                if not self.path.is_file():
+                    raise UnsupportedArgument(f"path: {self.path} is not a file; give the name of one")
+                _read_metas(self.path)
+                self._env = self._open(self.path)
+            try:
+                self._check()
+            except BaseException:
+                self._env.close()
+                raise
 
     def __len__(self) -> int:
         """Return how many rows are committed."""
+        with self._alone:
+            return self._count()
+
+    def _count(self) -> int:
         with self._transaction(write=False) as transaction:
-            return transaction.stat()["entries"] - 2
+            entries: int = transaction.stat()["entries"]
+        return entries - 2
 
     def get(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Return which of the keys [n, 2] are there, [f] int64, and their encoded rows, [f, row_bytes] uint8.
 
         Raises CacheCorrupt when a row is not the one that was written.
         """
+        with self._alone:
+            return self._get(keys)
+
+    def _get(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         with self._transaction(write=False) as transaction:
             return self._read(transaction, keys)
 
@@ -106,6 +120,10 @@ class Store:
             CacheCorrupt: see `get`.
         """
         sealed = torch.cat([encoded, _seals(keys, encoded)], dim=1).numpy()
+        with self._alone:
+            return self._put(keys, encoded, sealed)
+
+    def _put(self, keys: Tensor, encoded: Tensor, sealed: np.ndarray) -> Tensor:
         with self._transaction(write=True) as transaction:
             there, kept = self._read(transaction, keys)
             new = torch.ones(len(keys), dtype=torch.bool)
@@ -120,7 +138,8 @@ class Store:
     def close(self) -> None:
         """Let go of the file."""
         with self._alone:
-            self._env.close()
+            if self._env is not None:
+                self._env.close()
 
     # the file
 
@@ -221,13 +240,12 @@ class Store:
 
     @contextmanager
     def _transaction(self, *, write: bool) -> Iterator[Any]:
+        """Begin a transaction, to be used by who holds `_alone` until nothing refers to it any more."""
         import lmdb
 
-        with self._alone, self._readable_errors():
-            if self._process != os.getpid():
-                # LMDB must not be used across a fork: the child forgets the parent's and opens the file for itself
-                self._env = None
-                self._process, self._env = os.getpid(), self._open(self.path)
+        with self._readable_errors():
+            if self._env is None:
+                self._env = self._open(self.path)
             try:
                 begun = self._env.begin(write=write)
             except lmdb.MapResizedError:
@@ -264,6 +282,35 @@ class Store:
 
     def _corrupt(self, why: str) -> CacheCorrupt:
         return _corrupt(self.path, why)
+
+
+# LMDB must not be used across a fork: the child forgets the parent's and opens the file for itself. It can only where
+# no transaction of another thread is left to it, which would never end there; so a fork waits for those under way.
+_stores: "weakref.WeakSet[Store]" = weakref.WeakSet()
+_forking = threading.RLock()
+_held: list[Store] = []
+
+
+def _before_fork() -> None:
+    _forking.acquire()
+    for store in list(_stores):
+        store._alone.acquire()
+        _held.append(store)
+
+
+def _after_fork() -> None:
+    while _held:
+        _held.pop()._alone.release()
+    _forking.release()
+
+
+def _after_fork_in_child() -> None:
+    for store in _held:
+        store._env = None
+    _after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 def _corrupt(path: Path, why: str) -> CacheCorrupt:
