@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import IO, Any, BinaryIO
 
@@ -37,22 +39,48 @@ class GlScene:
     def __init__(self, size: int) -> None:
         self._size = size
         asked = os.environ.get("MUJOCO_GL", "")
-        reasons = []
-        for backend in (asked,) if asked in BACKENDS else BACKENDS:
+        self._backends = (asked,) if asked in BACKENDS else BACKENDS
+        self._launch()
+
+    def _launch(self) -> None:
+        self._in_step, reasons = False, []
+        for backend in self._backends:
             self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the child
-            self._child = _start(backend, size, self._errors)
+            self._child = _start(backend, self._size, self._errors)
             self._stop = weakref.finalize(self, _stop, self._child, self._errors)
-            if self._read(1) == _READY:
-                return
-            reasons.append(f"{backend}: {self._last_words()}")
+            with self._exchange():
+                if self._read(1) == _READY:
+                    return
+                reasons.append(f"{backend}: {self._last_words()}")
             self._stop()
         raise DeviceUnavailable(
             f"renderer='gl': no off-screen GL here ({'; '.join(reasons)}); install libegl1 or libosmesa6, or give "
             "renderer='drawing'"
         )
 
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Stop the child where its answer may not be read to the end: the next one would begin there."""
+        self._in_step = False
+        try:
+            yield
+        except BaseException:
+            self._stop()
+            raise
+        self._in_step = True
+
     def __call__(self, ball_xy: np.ndarray) -> np.ndarray:
-        """[n, size, size, 3] uint8 of balls at `ball_xy` [n, 5, 2] in metres; the agent is left out."""
+        """[n, size, size, 3] uint8 of balls at `ball_xy` [n, 5, 2] in metres; the agent is left out.
+
+        After a call that was interrupted or failed it starts a new child.
+        """
+        if not (self._in_step and self._stop.alive):
+            self._stop()
+            self._launch()
+        with self._exchange():
+            return self._ask(ball_xy)
+
+    def _ask(self, ball_xy: np.ndarray) -> np.ndarray:
         assert self._child.stdin is not None
         wanted = len(ball_xy) * self._size * self._size * 3
         try:
@@ -77,7 +105,7 @@ class GlScene:
         return lines[-1] if lines else "it said nothing"
 
     def close(self) -> None:
-        """End the child; a second call does nothing."""
+        """End the child, of which an image would start another; a second call does nothing."""
         self._stop()
 
 

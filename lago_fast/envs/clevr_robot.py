@@ -149,7 +149,7 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
         """
         keys = np.random.SeedSequence(seed).generate_state(self.num_envs, np.uint64)
         self.env_seeds: list[int] = keys.tolist()
-        self._episodes = Episodes(self.families, keys, self._gap, self.judge, self._solved_start)
+        self._reseeded: Episodes | None = Episodes(self.families, keys, self._gap, self.judge, self._solved_start)
         return list(self.env_seeds)
 
     @property
@@ -194,6 +194,8 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
         if self._closed:
             raise ClosedEnvironmentError("reset() after close(): make a new environment")
         self._actions, self._was_reset = None, True
+        if self._reseeded is not None:
+            self._episodes, self._reseeded = self._reseeded, None
         if self.normalizer is not None:
             self.normalizer.start_episodes()
         return self.reset_envs(np.arange(self.num_envs))

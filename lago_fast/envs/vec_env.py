@@ -172,6 +172,16 @@ class ReturnNormalizer:
         return {"mean": self.mean.tolist(), "var": self.var.tolist(), "count": self.count.tolist()}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        """Take over the statistics of another normaliser; running returns start from zero."""
-        self.mean, self.var, self.count = (np.array(state[key], np.float64) for key in ("mean", "var", "count"))
+        """Take over the statistics of another normaliser; running returns start from zero.
+
+        Raises UnsupportedArgument for statistics of another number of groups; nothing is taken over then.
+        """
+        columns = [np.array(state[key], np.float64) for key in ("mean", "var", "count")]
+        for key, column in zip(("mean", "var", "count"), columns, strict=True):
+            if column.shape != self.mean.shape:
+                raise UnsupportedArgument(
+                    f"state: {key!r} has shape {column.shape}, this normaliser {self.mean.shape}, one number per group "
+                    "(task); load it into an environment of the tasks that it was saved with"
+                )
+        self.mean, self.var, self.count = columns
         self.start_episodes()

@@ -58,6 +58,31 @@ def test_gl_shows_the_same():
     painter.close()
 
 
+@pytest.mark.parametrize("moment", ["written", "read in part", "started"])
+def test_after_an_interrupt_gl_shows_what_it_is_asked_for(monkeypatch, moment):
+    try:
+        scene = clevr_gl.GlScene(64)
+    except DeviceUnavailable as error:
+        pytest.skip(str(error))
+    expected, read = scene(SCENES), scene._read
+
+    def interrupted(count):
+        if moment == "read in part":
+            read(count // 3)
+        raise KeyboardInterrupt
+
+    if moment == "started":
+        scene.close()
+    monkeypatch.setattr(scene, "_read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        scene(SCENES[::-1])
+    assert scene._child.poll() is not None
+    monkeypatch.undo()
+    for scenes, images in ((SCENES, expected), (SCENES[1:], expected[1:])):
+        np.testing.assert_array_equal(scene(scenes), images)
+    scene.close()
+
+
 @pytest.mark.slow
 def test_triton_can_be_imported_after_gl():
     code = (

@@ -254,6 +254,17 @@ def test_reseeding_takes_effect_at_the_next_reset(make):
     assert (env.reset().observation != first.observation).any(axis=1).all()  # a reset goes on to new episodes
 
 
+def test_reseeding_leaves_all_before_the_next_reset_as_it_is(make):
+    env, same = make(seed=7), make(seed=7)
+    env.reset()
+    same.reset()
+    env.seed(8)
+    actions = np.random.default_rng(2).integers(40, size=(2 * HORIZON + 3, 4))  # beyond the next episode's start
+    assert_same([env.step(row) for row in actions], [same.step(row) for row in actions])
+    assert_same([env.reset_envs(np.array([2]))], [same.reset_envs(np.array([2]))])
+    assert_same(play(env, 3)[1], play(make(seed=8), 3)[1])
+
+
 def test_instruction_row_is_always_appended(make):
     instructions = len(family_instructions("line"))
     table = np.arange(2.0 * instructions).reshape(instructions, 2)

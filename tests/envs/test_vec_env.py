@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from lago_fast.envs.vec_env import ArrayReset, ArrayStep, ArrayVecEnv, ReturnNormalizer
+from lago_fast.errors import UnsupportedArgument
 
 
 class Tape(VecEnv):
@@ -114,6 +115,16 @@ def test_normaliser_state_moves_to_another():
     reward = rng.normal(size=4)
     args = (reward, np.ones(4, bool), np.zeros(4, bool))
     np.testing.assert_array_equal(first(*args), second(*args))
+
+
+@pytest.mark.parametrize("groups", [[0, 0, 0, 0], [0, 0, 1, 2]])
+def test_normaliser_state_of_other_groups_is_refused(groups):
+    first, second = (ReturnNormalizer(4, group=np.array(group)) for group in ([0, 0, 1, 1], groups))
+    first(np.arange(4.0), np.ones(4, bool), np.zeros(4, bool))
+    before = second.state_dict()
+    with pytest.raises(UnsupportedArgument, match=r"'mean' has shape \(2,\).*tasks"):
+        second.load_state_dict(first.state_dict())
+    assert second.state_dict() == before
 
 
 class Minimal(ArrayVecEnv):
