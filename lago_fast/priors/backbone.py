@@ -5,13 +5,11 @@ Pooling: the mean over an encoder's tokens, as in sentence-transformers (arXiv 1
 Test: pytest tests/priors/test_backbone.py
 """
 
-import hashlib
 import inspect
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from lago_fast.errors import BackboneUnavailable, HashMismatch, UnsupportedArgument
+from lago_fast.priors.hashes import check_hash, hash_as_it_is, hash_config, hash_tensors, hash_tokenizer, hash_weights
 from lago_fast.priors.locate import DEFAULT_BACKBONE, Source, locate
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+BESIDE_WEIGHTS = ("config_sha256", "tokenizer_sha256")
 MOST_NAMED = 3  # missing weights in an error message
 
 
@@ -42,10 +42,13 @@ class Backbone:
     max_tokens: int | None  # longest sequence that it reads; None: any length
     model: Any  # of an encoder-decoder the encoder
     tokenizer: Any
+    config_sha256: str = ""  # as the next two, "" of an outline
+    tokenizer_sha256: str = ""
+    loaded_tokenizer_sha256: str = ""  # with what its file says of cutting and padding, before any call changed that
 
     def reference(self) -> dict[str, Any]:
-        """Return what a prior's folder records so that `find_backbone` finds the same weights again."""
-        names = ("name", "source", "revision", "sha256", "random_init", "seed", "kind", "hidden_size")
+        """Return what a prior's folder records so that `find_reference` finds the same model again."""
+        names = ("name", "source", "revision", "sha256", "random_init", "seed", "kind", "hidden_size", *BESIDE_WEIGHTS)
         return {name: getattr(self, name) for name in names}
 
 
@@ -89,7 +92,12 @@ def find_backbone(
         check_hash(f"the weights drawn with seed {seed}", sha256, expected_sha256 or sha256)
     what = "random weights, architecture" if random_init else "weights"
     _say_once(f"backbone {name}: {what} from {source} ({folder})")
-    return _backbone(name, source, found_revision, sha256, random_init, seed, model, tokenizer)
+    return replace(
+        _backbone(name, source, found_revision, sha256, random_init, seed, model, tokenizer),
+        config_sha256=hash_config(folder),
+        tokenizer_sha256=hash_tokenizer(tokenizer),
+        loaded_tokenizer_sha256=hash_as_it_is(tokenizer),
+    )
 
 
 def _outline(name: str, folder: Path, source: Source, revision: str, random_init: bool, seed: int) -> Backbone:
@@ -115,7 +123,7 @@ def _backbone(
         seed=seed if random_init else 0,
         kind=kind_of(model.config),
         hidden_size=int(model.config.hidden_size),
-        max_tokens=max_tokens_of(model.config, tokenizer),
+        max_tokens=max_tokens_of(model, tokenizer),
         model=model,
         tokenizer=tokenizer,
     )
@@ -123,13 +131,27 @@ def _backbone(
 
 def find_reference(reference: Mapping[str, Any], name: str = "") -> Backbone:
     """Load the recorded backbone, from `name` when it has moved; HashMismatch when it is another."""
-    return find_backbone(
+    found = find_backbone(
         name or reference["name"],
         revision=reference["revision"] if reference["source"] == "hub" else "",
         random_init=reference["random_init"],
         seed=reference["seed"],
         expected_sha256=reference["sha256"],
     )
+    check_beside_weights(found, reference)
+    return found
+
+
+def check_beside_weights(backbone: Backbone, reference: Mapping[str, Any]) -> None:
+    """Raise HashMismatch when configuration or tokenizer are not the recorded ones, where they were recorded."""
+    for name in BESIDE_WEIGHTS:
+        if reference.get(name, "") not in ("", getattr(backbone, name)):
+            what = name.removesuffix("_sha256")
+            raise HashMismatch(
+                f"backbone: the {what} of {backbone.name} has SHA-256 {getattr(backbone, name)}, expected "
+                f"{reference[name]}; it was altered or is of another revision: fetch the model again, or fit a prior "
+                f"with this {what}"
+            )
 
 
 def encode_instructions(
@@ -210,53 +232,6 @@ def keep_layers(model: Any, layers: int) -> None:
         raise UnsupportedArgument("layers: this architecture has no single stack of layers; leave layers=None")
     del stacks[0][layers:]
     model.config.num_hidden_layers = layers
-
-
-def hash_weights(folder: Path) -> str:
-    """Return the SHA-256 of a folder's safetensors: of the file, or of the list of hashes of several."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise BackboneUnavailable(
-            f"backbone: {folder} has no *.safetensors; only safetensors are read, convert the weights with "
-            "model.save_pretrained(folder, safe_serialization=True)"
-        )
-    hashes = [hash_file(file) for file in files]
-    if len(files) == 1:
-        return hashes[0]
-    listing = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, hashes, strict=True))
-    return hashlib.sha256(listing.encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_tokenizer(tokenizer: Any) -> str:
-    """Return the SHA-256 of everything that decides which tokens a text has, in hex."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    about = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
-    return hashlib.sha256(about.encode()).hexdigest()
-
-
-def hash_tensors(tensors: dict[str, Tensor]) -> str:
-    """Return the SHA-256 over names, dtypes, shapes and bytes of tensors, in hex."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def check_hash(what: str, found: str, expected: str) -> None:
-    """Raise HashMismatch when the SHA-256 of `what` is not the expected one."""
-    if found != expected:
-        raise HashMismatch(
-            f"backbone: {what} has SHA-256 {found}, expected {expected}; the weights were altered or are of "
-            "another revision: fetch them again, or name the revision that the prior was fitted on"
-        )
 
 
 def _load(folder: Path, random_init: bool, seed: int) -> tuple[Any, Any]:
@@ -348,11 +323,17 @@ def quietly() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def max_tokens_of(config: Any, tokenizer: Any) -> int | None:
+def max_tokens_of(model: Any, tokenizer: Any) -> int | None:
     """Return the longest sequence of a model with absolute or rotary positions; None where it names no limit."""
-    positions = getattr(config, "max_position_embeddings", None)
-    # of RoBERTa's 514 positions 512 are tokens', as its tokenizer knows; of relative positions no tokenizer decides
-    return None if positions is None else min(int(positions), int(tokenizer.model_max_length))
+    positions = getattr(model.config, "max_position_embeddings", None)
+    # a tokenizer may be for less, and of relative positions none decides
+    return None if positions is None else min(int(positions) - first_position(model), int(tokenizer.model_max_length))
+
+
+def first_position(transformer: Any) -> int:
+    """Return 0, or the number behind that of the padding's position where there is one: RoBERTa counts from there."""
+    tables = [module for name, module in transformer.named_modules() if name.endswith("position_embeddings")]
+    return 1 + tables[0].padding_idx if tables and getattr(tables[0], "padding_idx", None) is not None else 0
 
 
 def kind_of(config: Any) -> Literal["encoder", "decoder"]:

@@ -13,6 +13,7 @@ import torch
 
 from lago_fast.errors import BackboneUnavailable, UnsupportedArgument
 from lago_fast.priors import backbone as backbones
+from lago_fast.priors import hashes
 from lago_fast.priors.folder import check_choice
 from lago_fast.priors.locate import locate
 
@@ -28,7 +29,7 @@ class CausalLM:
     source: str  # "local" or "hub"
     revision: str  # commit on the hub, "" of a local folder
     sha256: str  # of the weights
-    digest: str  # SHA-256 of weights, tokenizer and dtype
+    digest: str  # SHA-256 of weights, configuration, tokenizer, what ends a text, and dtype
     max_tokens: int | None  # longest sequence that it reads; None: any length
     about: dict[str, Any]  # how this package trained it; empty of any other model
     model: Any
@@ -59,17 +60,23 @@ def find_causal_lm(
     """
     check_choice("dtype", dtype, ("float32", "bfloat16", "float16"))
     folder, source, found_revision = locate(name, revision, weights=True)
-    sha256 = backbones.hash_weights(folder)
-    backbones.check_hash(str(folder), sha256, expected_sha256 or sha256)
+    sha256 = hashes.hash_weights(folder)
+    hashes.check_hash(str(folder), sha256, expected_sha256 or sha256)
     model, tokenizer = _load(folder, dtype, device)
-    about = {"weights": sha256, "tokenizer": backbones.hash_tokenizer(tokenizer), "dtype": dtype}
+    about = {
+        "weights": sha256,
+        "config": hashes.hash_config(folder),
+        "tokenizer": hashes.hash_tokenizer(tokenizer),
+        "eos": model.generation_config.eos_token_id,
+        "dtype": dtype,
+    }
     return CausalLM(
         name=name,
         source=source,
         revision=found_revision,
         sha256=sha256,
         digest=hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest(),
-        max_tokens=_context(model.config, tokenizer),
+        max_tokens=_context(model, tokenizer),
         about=_training(folder),
         model=model,
         tokenizer=tokenizer,
@@ -98,9 +105,9 @@ def _load(folder: Path, dtype: Dtype, device: str | torch.device) -> tuple[Any, 
     return model.eval().requires_grad_(False).to(device), tokenizer
 
 
-def _context(config: Any, tokenizer: Any) -> int | None:
+def _context(model: Any, tokenizer: Any) -> int | None:
     """Return the longest sequence that is read whole: where attention is windowed no longer one than the window."""
-    limits = (backbones.max_tokens_of(config, tokenizer), getattr(config, "sliding_window", None))
+    limits = (backbones.max_tokens_of(model, tokenizer), getattr(model.config, "sliding_window", None))
     return min((int(limit) for limit in limits if limit), default=None)
 
 

@@ -19,6 +19,7 @@ from lago_fast.errors import HashMismatch, PriorMismatch, UnsupportedArgument
 from lago_fast.priors import backbone as backbones
 from lago_fast.priors import folder as folders
 from lago_fast.priors.config import MAX_WIDTH
+from lago_fast.priors.hashes import hash_tensors
 from lago_fast.priors.score_prior import check_temperature
 from lago_fast.priors.text_base import check_texts, padding_mask
 from lago_fast.priors.text_embedder import TextEmbedder
@@ -51,11 +52,13 @@ class Head(nn.Module):
         nn.init.zeros_(last.bias)
         nn.init.zeros_(self.alone.weight)
 
-    def fit_normaliser(self, columns: Sequence[Tensor]) -> None:
-        """Take middle and spread from the vectors [n, Z] of instructions, observations and actions."""
-        for i, column in enumerate(columns):
-            self.middle[i] = column.mean(dim=0)
-            distance = (column - self.middle[i]).norm(dim=1).mean()
+    def fit_normaliser(self, columns: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Take middle and spread from vectors [u, Z] of instructions, observations and actions, and how often [u] each
+        occurs."""
+        for i, (column, counts) in enumerate(columns):
+            share = counts / counts.sum()
+            self.middle[i] = share @ column
+            distance = share @ (column - self.middle[i]).norm(dim=1)
             self.spread[i] = distance if float(distance) > 1e-3 else 1.0
 
     def forward(self, instruction: Tensor, observation: Tensor, actions: Tensor) -> Tensor:
@@ -103,9 +106,12 @@ class EmbedPrior:
     @property
     def digest(self) -> str:
         """Return the SHA-256 over encoder, temperature and head."""
-        about = {"embedder": self.embedder.digest, "temperature": self.temperature, "uniform": self.uniform_share}
+        return self._digest_with(self.embedder.digest)
+
+    def _digest_with(self, embedder: str) -> str:
+        about = {"embedder": embedder, "temperature": self.temperature, "uniform": self.uniform_share}
         tensors = {} if self.head is None else dict(self.head.state_dict())
-        return hashlib.sha256(json.dumps(["EmbedPrior", about, backbones.hash_tensors(tensors)]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(["EmbedPrior", about, hash_tensors(tensors)]).encode()).hexdigest()
 
     @torch.no_grad()
     def query(
@@ -131,13 +137,9 @@ class EmbedPrior:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the vectors of instructions [B, Z], observations [B, Z] and actions [B, A, Z], and which are none's
         padding [B, A] bool."""
-        check_texts(instruction, observation, admissible)
-        mask = padding_mask(admissible)
-        actions = torch.zeros(mask.shape, dtype=torch.int64)
-        instructions, observations = self.embedder.ids(instruction), self.embedder.ids(observation)
-        actions[mask] = self.embedder.ids(list(chain.from_iterable(admissible)))
-        rows = self.embedder.rows
-        return rows(instructions), rows(observations), rows(actions), mask
+        *ids, mask = ids_of(self.embedder, instruction, observation, admissible)
+        instructions, observations, actions = map(self.embedder.rows, ids)
+        return instructions, observations, actions, mask
 
     def telemetry(self) -> dict[str, float]:
         """Return counts since the last call: states that were answered, and texts that the encoder read for them."""
@@ -190,11 +192,28 @@ class EmbedPrior:
             head.load_state_dict(folders.read_tensors(folder / "head.safetensors"))
         prior = cls(embedder, temperature=saved["temperature"], head=head, uniform_share=saved["uniform_share"])
         prior.metrics = metrics
-        if prior.digest != saved["digest"]:
+        if saved["digest"] not in map(prior._digest_with, (embedder.digest, *embedder.earlier_digests())):
             raise HashMismatch(
                 f"folder: {folder} was saved with another encoder, or was altered; give the same embedder, or fit again"
             )
+        backbones.check_beside_weights(embedder.backbone, saved["backbone"])
         return prior
+
+
+def ids_of(
+    embedder: TextEmbedder,
+    instruction: Sequence[str],
+    observation: Sequence[str],
+    admissible: Sequence[Sequence[str]],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the embedder's ids of instructions [B], observations [B] and actions [B, A], and which are none's padding
+    [B, A] bool."""
+    check_texts(instruction, observation, admissible)
+    mask = padding_mask(admissible)
+    actions = torch.zeros(mask.shape, dtype=torch.int64)
+    instructions, observations = embedder.ids(instruction), embedder.ids(observation)
+    actions[mask] = embedder.ids(list(chain.from_iterable(admissible)))
+    return instructions, observations, actions, mask
 
 
 def scores_of(head: Head | None, instruction: Tensor, observation: Tensor, actions: Tensor) -> Tensor:

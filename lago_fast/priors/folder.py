@@ -19,9 +19,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lago_fast.errors import CorruptFile, HashMismatch, LagoError, PriorMismatch, RunExists, UnsupportedArgument
-from lago_fast.priors.backbone import hash_file
+from lago_fast.priors.hashes import hash_file
 
 FORMAT_VERSION = 1
+# peft's settings scale the adapters' weights
+HASHED = ("*.safetensors", "adapter_config.json")
 # what a loader raises on a damaged folder
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, SafetensorError)
 P = ParamSpec("P")
@@ -54,22 +56,33 @@ def write_folder(
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         fill(fresh)
-        files = {str(f.relative_to(fresh)): hash_file(f) for f in sorted(fresh.rglob("*.safetensors"))}
+        hashed = (file for pattern in HASHED for file in sorted(fresh.rglob(pattern)))
+        files = {str(file.relative_to(fresh)): hash_file(file) for file in hashed}
         about = {"format_version": FORMAT_VERSION, **config, "files": files}
         _write_json(fresh / "config.json", {**about, "sha256": _checksum(about)})
         _write_json(fresh / "metrics.json", metrics)
         fresh.chmod(0o755)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            os.replace(folder, old)
-            os.replace(fresh, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(fresh, folder)
+        _install(fresh, folder)
     finally:
         if fresh.exists():
             shutil.rmtree(fresh)
     return folder
+
+
+def _install(fresh: Path, folder: Path) -> None:
+    """Move a complete folder to its place; what was there comes back should that fail."""
+    if not folder.exists():
+        os.replace(fresh, folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    try:
+        os.replace(folder, old)
+        os.replace(fresh, folder)
+    finally:
+        if not folder.exists():
+            os.replace(old, folder)
+        else:
+            shutil.rmtree(old)
 
 
 def check_free(folder: str | Path, *, overwrite: bool) -> None:

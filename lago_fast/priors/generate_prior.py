@@ -137,6 +137,8 @@ class GeneratePrior:
         self, instruction: Sequence[str], observation: Sequence[str], admissible: Sequence[Sequence[str]]
     ) -> list[list[str]]:
         """Return the k completions of each state, before they are mapped; raises as `query` does."""
+        if not admissible:
+            return []
         before = self._reader.dropped
         prompts = self._reader.read(instruction, observation, admissible, [self.max_new_tokens] * len(admissible))
         states = zip(instruction, observation, admissible, strict=True)

@@ -11,9 +11,8 @@ The hidden state at the state token is the latent. Where the text does not read 
 Test: pytest tests/priors/test_latent_action.py
 """
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +47,7 @@ class LatentActionPrior(nn.Module):
         table: [M, Z] latents of the instructions where they are known; else they are computed here.
         prefix_kv: keep the keys and values of the instructions, so that a query reads one token per state; None:
             where the text does not read the state. UnsupportedArgument where True cannot be, or False must not.
+            They are made anew when a weight changes, which torch does not tell of one written through `.data`.
 
     Attributes:
         demonstrated: what the answers' trust is reckoned by; None: they have none.
@@ -102,9 +102,8 @@ class LatentActionPrior(nn.Module):
         self._tokenise()
         self.transformer = tuning.tunable(backbone.model, config)
 
-        # soft tokens enter at the scale of the word embeddings, whatever the family
-        embedding = backbone.model.get_input_embeddings().weight
-        self.register_buffer("token_rms", embedding.detach().float().square().mean().sqrt())
+        # soft tokens enter at the scale of the words, whatever the family
+        self.register_buffer("token_rms", parts.token_rms(backbone.model.get_input_embeddings()))
         self.register_buffer("mean_state", torch.zeros(config.state_dim))
         self.register_buffer("std_state", torch.ones(config.state_dim))
         self.register_buffer("action_low", torch.tensor(config.action_low))
@@ -136,19 +135,7 @@ class LatentActionPrior(nn.Module):
 
     def digest_as(self, quantization: Quantization) -> str:
         """Return what the digest would be with so many bits."""
-        # as it was before there were these, so that the priors of then keep their digests
-        since = {("state_path", "token"), ("attention", "own")}
-        config = {k: v for k, v in asdict(self.config).items() if (k, v) not in since}
-        about = {
-            "backbone": self.reference["sha256"],
-            "config": config,
-            "texts": self.instructions,
-        }
-        if quantization != "none":
-            about["quantization"] = quantization
-        tensors = {**self.own_tensors(), **self._tuned_tensors()}
-        tensors["about"] = torch.tensor(list(json.dumps(about, sort_keys=True).encode()), dtype=torch.uint8)
-        return backbones.hash_tensors(tensors)
+        return latent_folder.digest_of(self, quantization)
 
     def instruction_table(self) -> Tensor:
         """Return the instruction latents [M, Z] float32, each of length 1, from the untuned backbone."""
@@ -285,7 +272,7 @@ class LatentActionPrior(nn.Module):
         """Return how latents are read, with keys, values and graphs made anew when a weight or a text changed."""
         if self.config.form == "prompt" and not self.prefix_kv:
             raise UnsupportedArgument("buckets: the full prompt has no static shape; take prefix_kv, or buckets=False")
-        version = _version(*self.parameters(), *self.buffers())
+        version = prefixes.version(*self.parameters(), *self.buffers())
         if self._ready is None or self._ready[0] != version:
             prefix = self._prefix_now() if self.prefix_kv else None
             static = Buckets(partial(self._latent, prefix=prefix, static=True), self.query_batch_size)
@@ -298,7 +285,7 @@ class LatentActionPrior(nn.Module):
         made_of = [self.tokens, self.table, *self.transformer.parameters(), *self.transformer.buffers()]
         if self.adapter is not None:
             made_of += [*self.adapter.parameters(), *(t for n, t in self.named_buffers() if n.endswith("_text"))]
-        version = _version(*made_of)
+        version = prefixes.version(*made_of)
         if self._kept is None or self._kept[0] != version:
             # a query may come under inference_mode, whose tensors later queries could not use
             with torch.inference_mode(False), torch.no_grad():
@@ -337,9 +324,10 @@ class LatentActionPrior(nn.Module):
     def become_quantized(
         self, quantization: Quantization, max_quantization_kl: float, device: torch.device | None = None
     ) -> None:
-        """Quantize the transformer in place, on `device`; `quantize_prior` makes a copy and measures it."""
+        """Quantize the transformer in place, on `device`, and end trust; `quantize_prior` makes and measures a copy."""
         quantize.check_quantizable(self)
         quantize.quantize_transformer(self.transformer, quantization, device)
+        self.demonstrated = None  # its latents were the exact transformer's
         self.quantization, self.max_quantization_kl = quantization, max_quantization_kl
 
     # keeping
@@ -351,12 +339,6 @@ class LatentActionPrior(nn.Module):
     def own_tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the prior outside of the transformer, by name."""
         return {name: t for name, t in self.state_dict().items() if not name.startswith("transformer.")}
-
-    def _tuned_tensors(self) -> dict[str, Tensor]:
-        if self.config.finetune == "frozen":
-            return {}
-        state = {f"transformer.{name}": t for name, t in self.transformer.state_dict().items()}
-        return {n: t for n, t in state.items() if self.config.finetune == "full" or "lora_" in n}
 
     def freeze(self) -> "LatentActionPrior":
         """End training: evaluation mode, and no parameter requires a gradient."""
@@ -374,7 +356,6 @@ class LatentActionPrior(nn.Module):
 
         Raises RunExists when the folder is taken and `overwrite` is False.
         """
-
         return latent_folder.write(self, folder, overwrite=overwrite)
 
     @classmethod
@@ -396,7 +377,7 @@ class LatentActionPrior(nn.Module):
             backbone: where the backbone is now, when it has moved; its hash must be the recorded one.
             prefix_kv: as for the class; None: as recorded.
             quantization: quantize an exact prior, unmeasured, so that trainers refuse it unless
-                `max_quantization_kl` is infinite; `quantize_prior` measures. None: as recorded.
+                `max_quantization_kl` is infinite, and without trust; `quantize_prior` has both. None: as recorded.
             max_quantization_kl: nats; what trainers are to take. None: as recorded.
 
         Raises:
@@ -414,8 +395,3 @@ class LatentActionPrior(nn.Module):
             quantization=quantization,
             max_quantization_kl=max_quantization_kl,
         )
-
-
-def _version(*tensors: Tensor) -> list[tuple[Any, ...]]:
-    """Return what differs as soon as one of the tensors was written to, moved or replaced."""
-    return [(id(t), t.device, t.dtype, 0 if t.is_inference() else t._version) for t in tensors]

@@ -3,20 +3,26 @@
 Test: pytest tests/priors/test_latent_action.py
 """
 
+import json
+import logging
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lago_fast.errors import HashMismatch, UnsupportedArgument
 from lago_fast.priors import backbone as backbones
 from lago_fast.priors import folder as folders
 from lago_fast.priors import quantize, tuning
 from lago_fast.priors.config import PriorConfig
+from lago_fast.priors.hashes import hash_tensors
 from lago_fast.priors.quantize import Quantization
 from lago_fast.priors.trust import Demonstrated
+
+logger = logging.getLogger(__name__)
 
 CLASS = "LatentActionPrior"
 
@@ -43,6 +49,42 @@ def write(prior: Any, folder: str | Path, *, overwrite: bool) -> Path:
         "instructions": prior.instructions,
     }
     return folders.write_folder(folder, about, prior.metrics, fill, overwrite=overwrite)
+
+
+def digest_of(prior: Any, quantization: Quantization) -> str:
+    """Return the SHA-256 over a prior's backbone, configuration, weights and instructions, and so many bits."""
+    # as it was before there were these, so that the priors of then keep their digests
+    since = {("state_path", "token"), ("attention", "own")}
+    config = {k: v for k, v in asdict(prior.config).items() if (k, v) not in since}
+    about = {
+        "backbone": prior.reference["sha256"],
+        "config": config,
+        "texts": prior.instructions,
+    }
+    if quantization != "none":
+        about["quantization"] = quantization
+    tensors = {**prior.own_tensors(), **_tuned_tensors(prior)}
+    tensors["about"] = torch.tensor(list(json.dumps(about, sort_keys=True).encode()), dtype=torch.uint8)
+    return hash_tensors(tensors)
+
+
+def _tuned_tensors(prior: Any) -> dict[str, Tensor]:
+    if prior.config.finetune == "frozen":
+        return {}
+    state = {f"transformer.{name}": t for name, t in prior.transformer.state_dict().items()}
+    return {n: t for n, t in state.items() if prior.config.finetune == "full" or "lora_" in n}
+
+
+def _check_trust(prior: Any, folder: Path, recorded: Quantization) -> None:
+    """Warn of a quantized prior that was saved with the exact prior's latents: its digest holds, and so does it."""
+    if recorded == "none" or prior.demonstrated is None or "trust_states" in prior.metrics.get("quantization", {}):
+        return
+    logger.warning(
+        "the trust of the %s prior in %s is reckoned by the exact prior's latents, and may be too low; quantize the "
+        "exact prior again, with calibration_states",
+        recorded,
+        folder,
+    )
 
 
 @folders.typed_errors
@@ -83,6 +125,7 @@ def read(
     if prior.digest_as(recorded) != saved["digest"]:
         raise HashMismatch(f"folder: {folder} does not have the digest in its config.json; fit it again")
     prior.freeze()
+    _check_trust(prior, folder, recorded)
     wanted = quantization or recorded
     if recorded not in ("none", wanted):
         raise UnsupportedArgument(
@@ -92,5 +135,10 @@ def read(
         bound = saved.get("max_quantization_kl", quantize.MAX_KL_NATS)
         max_quantization_kl = math.inf if bound is None else bound
     if wanted != "none":
+        demonstrated = prior.demonstrated
         prior.become_quantized(wanted, max_quantization_kl, torch.device(device))
+        if recorded != "none":
+            prior.demonstrated = demonstrated  # as the quantized transformer has them
+        elif demonstrated is not None:
+            quantize.say_without_trust("quantize it with quantize_prior and calibration_states")
     return prior.to(device)

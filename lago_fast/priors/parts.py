@@ -3,11 +3,14 @@
 Test: pytest tests/priors/test_latent_action.py
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from lago_fast.priors.config import PriorConfig
 
+WORDS_AT_A_TIME = 4096
 SMALL = 1 / 6  # of the usual size: where a projector starts whose token is to stay in the background
 
 
@@ -16,6 +19,17 @@ def take_moments(rows: Tensor, mean: Tensor, std: Tensor, least: float = 0.0) ->
     found, middle = torch.std_mean(rows, dim=0, correction=0)
     mean.copy_(middle)
     std.copy_(torch.where(found < 1e-6, torch.ones_like(found), found.clamp(min=least)))
+
+
+def token_rms(words: Any) -> Tensor:
+    """Return the root mean square [] of what an embedding module returns over its words; some scale their weights."""
+    weight = words.weight.detach()
+    if type(words).forward is nn.Embedding.forward:
+        return weight.float().square().mean().sqrt()
+    parts = torch.arange(len(weight), device=weight.device).split(WORDS_AT_A_TIME)
+    with torch.no_grad():
+        squares = [words(part).double().square().sum() for part in parts]
+    return (torch.stack(squares).sum() / weight.numel()).sqrt().float()
 
 
 def projector(config: PriorConfig, width: int) -> nn.Sequential:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lago_fast.errors import UnsupportedArgument
-from lago_fast.priors.backbone import Backbone
+from lago_fast.priors.backbone import Backbone, first_position
 from lago_fast.priors.config import PriorConfig
 
 # largest distance between a latent and its full recompute, as a share of its length: far above rounding, far
@@ -80,6 +80,11 @@ def is_wanted(asked: bool | None, config: PriorConfig, backbone: Backbone) -> bo
     return wanted
 
 
+def version(*tensors: Tensor) -> list[tuple[Any, ...]]:
+    """Return what differs as soon as one of the tensors was written to, moved or replaced."""
+    return [(id(t), t.device, t.dtype, 0 if t.is_inference() else t._version) for t in tensors]
+
+
 def stay(config: PriorConfig) -> bool:
     """Return whether a fit trains nothing that an instruction's keys and values are made of."""
     return config.finetune == "frozen" and (config.form == "prompt" or not config.instruction_adapter)
@@ -136,7 +141,7 @@ def build(transformer: Any, words: Tensor, lengths: Tensor, rows: int, *, one_wa
         [_with_room([getattr(layer, name) for layer in layers]) for layers in zip(*parts, strict=True)]
         for name in ("keys", "values")
     )
-    prefix = PrefixKV(keys, values, lengths, _first_position(transformer))
+    prefix = PrefixKV(keys, values, lengths, first_position(transformer))
     _check(transformer, prefix, words, one_way)
     return prefix
 
@@ -173,12 +178,6 @@ def read_state(
         position_ids=prefix.first + lengths[:, None],
         **{cache_name(transformer): Cache(layers=layers)},
     ).last_hidden_state[:, 0]
-
-
-def _first_position(transformer: Any) -> int:
-    """Return 0, or the number behind that of the padding's position where there is one: RoBERTa counts from there."""
-    tables = [module for name, module in transformer.named_modules() if name.endswith("position_embeddings")]
-    return 1 + tables[0].padding_idx if tables and getattr(tables[0], "padding_idx", None) is not None else 0
 
 
 def _with_room(parts: list[Tensor]) -> Tensor:

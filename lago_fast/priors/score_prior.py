@@ -79,6 +79,8 @@ class ScorePrior:
             NonFiniteError: the model answers with NaN.
         """
         widest = check_texts(instruction, observation, admissible)
+        if not admissible:
+            return torch.empty(0, 0)
         actions = [self._reader.action_tokens(row, end=self.score_end) for row in admissible]
         room = [max(map(len, row)) for row in actions]
         before = self._reader.dropped

@@ -19,6 +19,7 @@ from lago_fast.priors import backbone as backbones
 from lago_fast.priors.backbone import Backbone
 from lago_fast.priors.cache_store import Store
 from lago_fast.priors.folder import check_choice
+from lago_fast.priors.hashes import hashes_after_use
 from lago_fast.priors.locate import DEFAULT_BACKBONE
 from lago_fast.priors.text_keys import encoded, seed_of, text_keys
 
@@ -55,13 +56,8 @@ class TextEmbedder:
             raise UnsupportedArgument(f"batch_tokens: {batch_tokens}; give at least 1")
         self.backbone = backbones.find_backbone(backbone) if isinstance(backbone, str) else backbone
         self.long_texts, self.batch_tokens = long_texts, batch_tokens
-        about = {
-            "backbone": self.backbone.sha256,
-            "tokenizer": backbones.hash_tokenizer(self.backbone.tokenizer),
-            "kind": self.backbone.kind,
-            "long_texts": long_texts,
-        }
-        self._digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        # as the tokenizer was loaded, whatever it has been asked since
+        self._digest = self._digest_with(self.backbone.loaded_tokenizer_sha256)
         self._seed = seed_of(self._digest)
         self._store: Store | None = None
         if path is not None:
@@ -82,6 +78,19 @@ class TextEmbedder:
     def digest(self) -> str:
         """Return the SHA-256 of everything that can change a vector: weights, tokenizer, pooling, long texts."""
         return self._digest
+
+    def earlier_digests(self) -> list[str]:
+        """Return what the digest was when it depended on how the tokenizer had been called before."""
+        return [self._digest_with(used) for used in hashes_after_use(self.backbone.tokenizer, self.backbone.max_tokens)]
+
+    def _digest_with(self, tokenizer: str) -> str:
+        about = {
+            "backbone": self.backbone.sha256,
+            "tokenizer": tokenizer,
+            "kind": self.backbone.kind,
+            "long_texts": self.long_texts,
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     @property
     def table(self) -> Tensor:

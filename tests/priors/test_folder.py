@@ -1,10 +1,13 @@
 """Prior folders: what was altered is refused by a typed error, also by one who puts the checksums right again."""
 
+import errno
 import hashlib
 import json
+import os
 import random
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,6 +65,26 @@ def test_a_prior_of_before_the_checksum_is_read(folders, tmp_path):
     del config["sha256"]
     (copy / "config.json").write_text(json.dumps(config))
     LatentActionPrior.load(copy)
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_prior_that_cannot_be_replaced_stays_in_its_place(folders, tmp_path, monkeypatch, fails):
+    folder = Path(shutil.copytree(folders["prior"], tmp_path / "prior"))
+    prior, replace_, calls = LatentActionPrior.load(folder), os.replace, []
+
+    def full_disk(source, target):
+        calls.append(target)
+        if len(calls) == fails:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        replace_(source, target)
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        prior.save(folder, overwrite=True)
+    assert LatentActionPrior.load(folder).digest == prior.digest
+    assert list(tmp_path.iterdir()) == [folder], "nothing is left beside it"
+    assert prior.save(folder, overwrite=True) == folder
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize("change", [{"layers": True}, {"lora_rank": 1.5}, {"state_dim": "3"}, {"head_hidden": [8]}])

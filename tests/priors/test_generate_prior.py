@@ -115,7 +115,7 @@ def test_a_completion_ends_at_the_end(loaded):
 
 
 def test_what_names_nothing_is_left_out_counted_and_logged(loaded, caplog):
-    prior = GeneratePrior(loaded["llama"], 30, prompt=SHORT, max_new_tokens=1)
+    prior = GeneratePrior(loaded["llama"], 30, prompt=SHORT, max_new_tokens=1, seed=1)
     written = prior.complete(["open"], ["door"], [("push",)])[0]
     row = ["open"], ["door"], [("push", "sing")]
     named = prior.complete(*row)[0].count("push")
@@ -156,6 +156,12 @@ def test_what_names_nothing_is_left_out_counted_and_logged(loaded, caplog):
 def test_what_cannot_be_honoured_is_refused(loaded, options):
     with pytest.raises(UnsupportedArgument, match=next(iter(options))):
         GeneratePrior(loaded["llama"], **options)
+
+
+def test_no_states_have_no_answers(loaded):
+    prior = GeneratePrior(loaded["llama"], 2, prompt=SHORT)
+    assert prior.query([], [], []).shape == (0, 0)
+    assert prior.complete([], [], []) == []
 
 
 def test_bad_states_are_refused_and_long_ones_as_asked(loaded):

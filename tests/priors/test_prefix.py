@@ -9,8 +9,9 @@ import torch
 
 from lago_fast.errors import UnsupportedArgument
 from lago_fast.priors import prefix as prefixes
-from lago_fast.priors.backbone import find_backbone, hash_tensors
+from lago_fast.priors.backbone import find_backbone
 from lago_fast.priors.finetune import fit_prior
+from lago_fast.priors.hashes import hash_tensors
 from lago_fast.priors.latent_action import LatentActionPrior, PriorConfig
 
 PROMPT = PriorConfig("gaussian", 6, 2, (-1.0, -1.0), (1.0, 1.0), form="prompt")

@@ -171,6 +171,12 @@ def test_what_cannot_be_honoured_is_refused(loaded, options):
         ScorePrior(loaded["llama"], **options)
 
 
+def test_no_states_have_no_answers(loaded):
+    prior = ScorePrior(loaded["llama"], prompt=SHORT)
+    assert prior.query([], [], []).shape == (0, 0)
+    assert prior.telemetry()["prior/lm_queries"] == 0
+
+
 def test_bad_states_are_refused(loaded):
     prior = ScorePrior(loaded["llama"], prompt=SHORT)
     with pytest.raises(UnsupportedArgument, match="row 1 has no action"):
