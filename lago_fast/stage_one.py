@@ -5,7 +5,7 @@ Test: pytest tests/test_experiment.py
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -158,6 +158,10 @@ def fit(
     """Fit the prior to demonstrations, in all wordings of their tasks, and save it as `folder`."""
     settings = experiment.prior
     instructions = instructions_of(experiment)
+    gaussian: dict[str, Any] = {}
+    if demos.num_actions is None:
+        std_init = settings.std_floor if settings.std == "fixed" else STD_INIT
+        gaussian = {"std": settings.std, "std_init": std_init, "std_floor": settings.std_floor}
     prior = fit_prior(
         demos.states,
         demos.actions,
@@ -169,9 +173,7 @@ def fit(
         backbone=settings.backbone,
         random_init=random_init or settings.random_init,
         loss=settings.loss,
-        std=settings.std,
-        std_init=settings.std_floor if settings.std == "fixed" else STD_INIT,
-        std_floor=settings.std_floor,
+        **gaussian,
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         lr=settings.learning_rate,
@@ -186,7 +188,7 @@ def fit(
         progress=progress,
     )
     prior.save(folder, overwrite=overwrite)
-    table = policy_table(prior.instruction_table().numpy(), experiment.env)
+    table = policy_table(prior.instruction_table().cpu().numpy(), experiment.env)
     return StageOne(demos, prior, instructions, table)
 
 
@@ -202,12 +204,14 @@ def amortise(stage: StageOne, experiment: Experiment, seed: int) -> AmortisedPri
     states = torch.from_numpy(stage.demos.states)
     suite = suite_named(experiment.env.env)
     ids = torch.from_numpy(paraphrase(stage.demos, stage.instructions, seed, suite=suite))
-    # whole episodes are held out, played ones too
+    # whole episodes are held out, played ones too, and those of the first fit in the second as well
     episodes = torch.from_numpy(stage.demos.episode_id)
     epochs, copies = settings.student_epochs, settings.noisy_copies
     student.fit(states, ids, episode_id=episodes, epochs=epochs, noisy_copies=copies)
-    for noise in settings.rollout_noise:
-        visited, visited_ids, env = _rollout_states(student, experiment, noise, seed)
+    for level, noise in enumerate(settings.rollout_noise):
+        # else all levels would start from the same states, and add little to each other
+        play_seed = ROLLOUT_SEED + seed * len(settings.rollout_noise) + level
+        visited, visited_ids, env = _rollout_states(student, experiment, noise, play_seed)
         states, ids = torch.cat([states, visited]), torch.cat([ids, visited_ids])
         episodes = torch.cat([episodes, env + 1 + episodes.max()])
     if settings.rollout_noise:
@@ -218,13 +222,16 @@ def amortise(stage: StageOne, experiment: Experiment, seed: int) -> AmortisedPri
 def _rollout_states(
     student: AmortisedPrior, experiment: Experiment, noise: float, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Play one episode's steps in every env with the student plus noise; return states, instruction ids and envs."""
+    """Play one episode's steps in every env with the student plus noise; return states, instruction ids and envs.
+
+    The student answers on its device, and everything that is returned is on the CPU, where the envs are.
+    """
     settings = experiment.env
     rng = np.random.default_rng(seed)
     env = suite_named(settings.env).make(
         settings.tasks,
         settings.num_envs,
-        seed=ROLLOUT_SEED + seed,
+        seed=seed,
         max_episode_steps=settings.max_episode_steps,
     )
     known = match_instructions(student, env.instructions).numpy()
@@ -234,7 +241,7 @@ def _rollout_states(
         for _ in range(settings.max_episode_steps):
             state, which = torch.from_numpy(observation), torch.from_numpy(known[instruction_id])
             with torch.no_grad():
-                answer = student.exact.bounded(student(state, which))
+                answer = student.exact.bounded(student(state.to(student.device), which.to(student.device)))
             states.append(state)
             ids.append(which)
             step = env.step(_noisy(answer, noise, rng))
@@ -249,7 +256,7 @@ def _rollout_states(
 def _noisy(answer: PriorOutput, noise: float, rng: np.random.Generator) -> np.ndarray:
     """Return the mean with Gaussian noise of that std, or a drawn action, replaced by any with that probability."""
     if answer.mean is not None:
-        return answer.mean.numpy() + noise * rng.standard_normal(answer.mean.shape)
+        return answer.mean.cpu().numpy() + noise * rng.standard_normal(answer.mean.shape)
     assert answer.log_probs is not None
-    drawn = draw_actions(answer.log_probs.numpy(), rng)
+    drawn = draw_actions(answer.log_probs.cpu().numpy(), rng)
     return np.where(rng.random(len(drawn)) < noise, rng.integers(answer.log_probs.shape[1], size=len(drawn)), drawn)

@@ -1,16 +1,30 @@
 """What policies see of the instructions, and which words a demonstrated row gets."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
+from lago_fast import stage_one
 from lago_fast.demos import Demonstrations
 from lago_fast.envs.clevr_language import family_instructions
 from lago_fast.envs.metaworld_tasks import task_phrasings
 from lago_fast.envs.suites import suite_named
 from lago_fast.errors import DemonstrationError, UnsupportedArgument
 from lago_fast.evaluate import rows_for
-from lago_fast.presets import EnvSettings, Experiment
-from lago_fast.stage_one import compact_table, instructions_of, paraphrase, paraphrases, policy_table
+from lago_fast.presets import EnvSettings, Experiment, PriorSettings
+from lago_fast.priors.base import PriorOutput
+from lago_fast.stage_one import (
+    StageOne,
+    amortise,
+    compact_table,
+    instructions_of,
+    paraphrase,
+    paraphrases,
+    policy_table,
+)
 
 
 def distances(rows):
@@ -111,3 +125,60 @@ def test_a_row_gets_the_words_of_its_own_task():
     texts = [instructions[i] for i in paraphrase(demos, instructions, seed=0)]
     assert set(texts[: n // 2]) == set(task_phrasings()["reach"])
     assert set(texts[n // 2 :]) == set(task_phrasings()["push"])
+
+
+class Elsewhere:
+    """What lies on a device whose numbers have to be fetched: all of it zero."""
+
+    def __init__(self, shape):
+        self.shape = shape
+
+    def cpu(self):
+        return torch.zeros(self.shape)
+
+
+class StudentElsewhere:
+    """A student on a device other than the CPU, for which "meta" stands; it keeps what it is fitted to."""
+
+    device = torch.device("meta")
+
+    def __init__(self, exact, *_):
+        self.instructions, self.fits = exact.instructions, []
+        self.exact = SimpleNamespace(bounded=lambda answer: answer)
+
+    def fit(self, states, instruction_id, *, episode_id, **_):
+        assert {column.device.type for column in (states, instruction_id, episode_id)} == {"cpu"}
+        self.fits.append((states, episode_id))
+
+    def __call__(self, state, instruction_id):
+        assert state.device == instruction_id.device == self.device
+        return PriorOutput(mean=Elsewhere((len(state), 4)))
+
+
+def test_a_student_on_a_device_plays_other_episodes_at_every_level_of_noise(monkeypatch):
+    env = EnvSettings(tasks=("reach",), num_envs=2, max_episode_steps=3)
+    texts = suite_named("metaworld").texts(["reach"])
+    demos = Demonstrations(
+        np.zeros((4, 39), np.float32),
+        np.zeros((4, 4), np.float32),
+        np.zeros(4, np.int64),
+        texts[:1],
+        np.array([0, 0, 1, 1]),
+        np.zeros(4, np.int64),
+        ["reach"],
+        np.ones(2, bool),
+        -np.ones(4, np.float32),
+        np.ones(4, np.float32),
+    )
+    monkeypatch.setattr(stage_one, "AmortisedPrior", StudentElsewhere)
+    stage = StageOne(demos, SimpleNamespace(instructions=texts), texts, None)
+    experiment = Experiment(env=env, prior=replace(PriorSettings(), rollout_noise=(0.0, 0.0)))
+    found = {}
+    for seed in (0, 1):
+        (first, _), (states, episodes) = amortise(stage, experiment, seed).fits
+        assert torch.equal(first, states[:4])
+        # of each level two of three steps in both envs, each an episode of its own
+        assert episodes.tolist() == [0, 0, 1, 1, 2, 3, 2, 3, 4, 5, 4, 5]
+        found |= {(seed, level): states[4 + 4 * level :][:2] for level in (0, 1)}
+    starts = {tuple(start) for pair in found.values() for start in pair.tolist()}
+    assert len(starts) == 8, "levels and seeds start from states of their own"

@@ -27,8 +27,10 @@ from lago_fast.priors import folder as folders
 from lago_fast.priors import student_state
 from lago_fast.priors.base import PriorOutput, check_frozen, check_query, prior_kl
 from lago_fast.priors.chunks import answer_in_chunks
+from lago_fast.priors.held_out import HeldOut
 from lago_fast.priors.latent_action import LatentActionPrior
 from lago_fast.priors.memory import Memory, pick_rows
+from lago_fast.priors.rows import perturbation, whole_numbers
 from lago_fast.priors.student import Student, StudentConfig, trust_error
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class AmortisedPrior(nn.Module):
         self.metrics: dict[str, Any] = {}
         self.taught = Memory(0)  # what fit() asked the exact prior
         self.live = Memory(c.live_rows)  # what audits asked it
+        self.held_out = HeldOut()
         self._generator = torch.Generator().manual_seed(c.seed)
         self._log: dict[str, float] = {}
         self._forget_audits()
@@ -125,8 +128,7 @@ class AmortisedPrior(nn.Module):
         above `fallback_kl`, the exact prior answers all rows, and with `refresh` the student learns from them.
         Raises PriorMismatch and NonFiniteError as the exact prior does, PriorMismatch before `fit`.
         """
-        if math.isnan(self.heldout_kl_nats):
-            raise PriorMismatch("prior: the student was never fitted; call fit(states, instruction_id) first")
+        self._check_fitted()
         state, instruction_id = state.to(self.device), instruction_id.to(self.device)
         check_query(self, state, instruction_id)
         self._log["answered_rows"] += len(state)
@@ -137,6 +139,10 @@ class AmortisedPrior(nn.Module):
         answer = self._student_answer(state, instruction_id)
         self._audit(state, instruction_id, answer)
         return answer
+
+    def _check_fitted(self) -> None:
+        if math.isnan(self.heldout_kl_nats):
+            raise PriorMismatch("prior: the student was never fitted; call fit(states, instruction_id) first")
 
     def _student_answer(self, state: Tensor, ids: Tensor) -> PriorOutput:
         return answer_in_chunks(lambda s, i: self.exact.bounded(self(s, i)), state, ids, self.exact)
@@ -194,34 +200,31 @@ class AmortisedPrior(nn.Module):
         Args:
             states: [n, S], raw.
             instruction_id: [n] integers.
-            episode_id: [n] integers; the held-out part is made of whole episodes. None: of rows.
+            episode_id: [n] integers; the held-out part is made of whole episodes. None: of rows. What one fit held out
+                a later one does not teach: an id, or a row's number, means the same in all of them.
             epochs: passes over the taught rows.
             lr: largest learning rate of Adam; it falls to 0 along a cosine.
             noisy_copies: how many perturbed copies of each state are taught as well.
             noise: largest std of that perturbation, in normalised units; each row's is drawn evenly below it.
-            val_fraction: share held out for `heldout_kl_nats`, KL(student || exact).
+            val_fraction: share held out for `heldout_kl_nats`, KL(student || exact), of what no fit has seen.
             progress: called with {"epoch", "epochs", "train_loss", "seconds"}.
 
         Raises:
-            DemonstrationError: empty or too few rows.
+            DemonstrationError: empty or too few rows, or earlier fits leave none to hold out.
             PriorMismatch, NonFiniteError: rows that the exact prior refuses.
         """
         started = time.perf_counter()
         state = torch.as_tensor(states).float().to(self.device)
-        ids = torch.as_tensor(instruction_id).long().to(self.device)
+        ids = whole_numbers("instruction_id", instruction_id).to(self.device)
         if not 0 < val_fraction < 1 or epochs < 1 or noisy_copies < 0:
             raise UnsupportedArgument("val_fraction: 0 < f < 1; epochs: at least 1; noisy_copies: 0 or more")
         if len(state) < 2:
             raise DemonstrationError(f"states: {len(state)} rows; give at least 2, one of them is held out")
-        unit = torch.arange(len(state)) if episode_id is None else torch.as_tensor(episode_id).long()
-        units = unit.unique()
-        count = min(max(1, round(val_fraction * len(units))), len(units) - 1)
-        if len(unit) != len(state) or count < 1:
-            raise DemonstrationError("episode_id: needs one entry per row and at least 2 episodes")
-        out = torch.isin(unit, units[torch.randperm(len(units), generator=self._generator)[:count]]).to(self.device)
+        out = self.held_out.split(episode_id, len(state), val_fraction, self._generator).to(self.device)
 
         taught, taught_ids = state[~out], ids[~out]
-        copies = [taught + noise * self.exact.std_state * self._perturbation(taught) for _ in range(noisy_copies)]
+        size = noise * self.exact.std_state
+        copies = [taught + size * perturbation(taught, self._generator) for _ in range(noisy_copies)]
         self.taught = Memory(len(taught) * (1 + noisy_copies))
         for part in (taught, *copies):
             self.taught.add(part, taught_ids, self.exact.query(part, taught_ids))
@@ -268,11 +271,6 @@ class AmortisedPrior(nn.Module):
 
     def _seen(self, state: Tensor, ids: Tensor) -> Tensor:
         return self.student.seen(self.exact.normalise(state), self.exact.table, ids)
-
-    def _perturbation(self, like: Tensor) -> Tensor:
-        """Return normal rows of a size [n, 1] drawn between 0 and 1: near ones and far ones are needed."""
-        size = torch.rand(len(like), 1, generator=self._generator)
-        return (size * torch.randn(like.shape, generator=self._generator)).to(self.device)
 
     # auditing
 
@@ -366,11 +364,12 @@ class AmortisedPrior(nn.Module):
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Write the student, what it was taught and the exact prior's folder (`exact/`).
 
-        Raises RunExists when the folder is taken and `overwrite` is False.
+        Raises RunExists when the folder is taken and `overwrite` is False, PriorMismatch before `fit`.
         """
+        self._check_fitted()
 
         def fill(place: Path) -> None:
-            kept = {**self.taught.tensors("taught"), **self.live.tensors("live")}
+            kept = {**self.taught.tensors("taught"), **self.live.tensors("live"), **self.held_out.tensors()}
             folders.write_tensors(place / "student.safetensors", dict(self.student.state_dict()))
             folders.write_tensors(place / "memory.safetensors", kept)
             self.exact.save(place / "exact")
@@ -395,6 +394,7 @@ class AmortisedPrior(nn.Module):
         prior.taught = Memory(len(kept["taught.state"]))
         prior.taught.restore("taught", kept)
         prior.live.restore("live", kept)
+        prior.held_out.restore(kept)
         prior.metrics, prior.heldout_kl_nats = metrics, metrics["heldout_kl_nats"]
         prior.audit_kl_nats, prior.audited_rows, prior.audited_kl_sum = saved["audit"]
         return prior

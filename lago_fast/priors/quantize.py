@@ -22,9 +22,13 @@ from torch import Tensor, nn
 from lago_fast.errors import DeviceUnavailable, MissingExtra, UnsupportedArgument
 from lago_fast.priors.base import PriorOutput, prior_kl
 from lago_fast.priors.folder import check_choice
+from lago_fast.priors.rows import perturbation
+from lago_fast.priors.trust import encode_again
 
 if TYPE_CHECKING:
     from lago_fast.priors.latent_action import LatentActionPrior
+
+logger = logging.getLogger(__name__)
 
 Quantization = Literal["none", "bf16", "int8", "nf4", "fp8"]
 QUANTIZATIONS: tuple[Quantization, ...] = ("none", "bf16", "int8", "nf4", "fp8")
@@ -57,7 +61,8 @@ def quantize_prior(
         heldout_ids: [n] integers, instruction ids.
         calibration_states: [m, S]; given, the head's last layer is fitted anew, so that from the quantized latents
             of these states and of perturbed copies it says what the exact prior says (ridge regression, at most
-            4096 states). None: the head stays.
+            4096 states), and the demonstrated states by which trust is reckoned are encoded anew, of which these are
+            taken to be some. None: the head stays, and answers have no trust.
         calibration_ids: [m] integers.
         max_quantization_kl: nats; what trainers are to take, kept with the prior.
 
@@ -72,16 +77,28 @@ def quantize_prior(
     states, ids = _rows(prior, heldout_states, heldout_ids)
     if not len(states):
         raise UnsupportedArgument("heldout_states: empty; fidelity is measured on them, give at least one")
+    rows = None
+    if calibration_states is not None and calibration_ids is not None:
+        rows = _rows(prior, calibration_states, calibration_ids)
+        if not len(rows[0]):
+            raise UnsupportedArgument("calibration_states: empty; give at least one, or None")
+        every = math.ceil(len(rows[0]) / CALIBRATION_ROWS)
+        rows = rows[0][::every], rows[1][::every]
     quantized = copy.deepcopy(prior, uncopied(prior.transformer) if quantization in ("int8", "nf4") else None)
     quantized.become_quantized(quantization, max_quantization_kl)
-    figures: dict[str, Any] = {"calibration_states": 0}
-    if calibration_states is not None and calibration_ids is not None:
-        states_in, ids_in = _rows(prior, calibration_states, calibration_ids)
-        if not len(states_in):
-            raise UnsupportedArgument("calibration_states: empty; give at least one, or None")
-        every = math.ceil(len(states_in) / CALIBRATION_ROWS)
-        _calibrate(quantized, prior, states_in[::every], ids_in[::every])
-        figures["calibration_states"] = len(states_in[::every])
+    if rows is not None:
+        _calibrate(quantized, prior, *rows)
+    if prior.demonstrated is not None and rows is not None and len(rows[0]) > 1:
+        exact, latents = prior.query(*rows).latent, quantized.query(*rows).latent
+        assert exact is not None
+        assert latents is not None
+        quantized.demonstrated = encode_again(prior.demonstrated, exact, latents)
+    if prior.demonstrated is not None and quantized.demonstrated is None:
+        say_without_trust("give calibration_states")
+    figures: dict[str, Any] = {
+        "calibration_states": 0 if rows is None else len(rows[0]),
+        "trust_states": 0 if quantized.demonstrated is None else len(quantized.demonstrated.latents),
+    }
     quantized.metrics = {
         **prior.metrics,
         "quantization": {
@@ -94,6 +111,15 @@ def quantize_prior(
         },
     }
     return quantized
+
+
+def say_without_trust(remedy: str) -> None:
+    """Warn that a quantized prior's answers have none, though the exact prior's have."""
+    logger.warning(
+        "the quantized prior's answers have no trust: demonstrated states are known by their exact latents alone, from "
+        "which those of the quantized transformer are far; %s",
+        remedy,
+    )
 
 
 def fidelity(exact: PriorOutput, quantized: PriorOutput) -> dict[str, float]:
@@ -212,9 +238,7 @@ def _calibrate(quantized: "LatentActionPrior", exact: "LatentActionPrior", state
     """Fit the last layer of the quantized prior's head to the exact one's outputs, near what it was."""
     generator, copies = torch.Generator().manual_seed(0), [states]
     for _ in range(CALIBRATION_COPIES):
-        size = torch.rand(len(states), 1, generator=generator)
-        noise = size * torch.randn(states.shape, generator=generator)
-        copies.append(states + exact.std_state * noise.to(states.device))
+        copies.append(states + exact.std_state * perturbation(states, generator))
     states, ids = torch.cat(copies), ids.repeat(len(copies))
     wanted, latent = exact.query(states, ids).latent, quantized.query(states, ids).latent
     assert wanted is not None

@@ -45,16 +45,16 @@ def check_rows(
     kind: Kind | None,
     texts: int,
 ) -> tuple[Rows, Kind]:
-    """Return checked rows and the kind of the actions."""
+    """Return checked rows and the kind of the actions; DemonstrationError where they cannot be right."""
     state, action = torch.as_tensor(states), torch.as_tensor(actions)
-    ids, episodes = torch.as_tensor(instruction_id).long(), torch.as_tensor(episode_id).long()
+    ids, episodes = whole_numbers("instruction_id", instruction_id), whole_numbers("episode_id", episode_id)
     if ids.ndim not in (1, 2) or (len(state) and not ids.numel()):
         raise DemonstrationError(
             f"instruction_id: shape {tuple(ids.shape)}; give [n], or [n, W] for W wordings of each"
         )
     wordings = ids if ids.ndim == 2 else ids[:, None]
     ids = wordings[:, 0]
-    tasks = ids if task_id is None else torch.as_tensor(task_id).long()
+    tasks = ids if task_id is None else whole_numbers("task_id", task_id)
     if kind is None:
         kind = "gaussian" if action.is_floating_point() else "categorical"
     check_choice("kind", kind, ("gaussian", "categorical"))
@@ -78,8 +78,21 @@ def check_rows(
             raise DemonstrationError(f"{name}: NaN or infinity; record the demonstrations again")
     if wordings.min() < 0 or wordings.max() >= texts:
         raise DemonstrationError(f"instruction_id: outside of 0..{texts - 1}, the {texts} instructions given")
-    action = action.float() if kind == "gaussian" else action.long()
+    action = action.float() if kind == "gaussian" else whole_numbers("actions", action)
     return Rows(state.float(), action, ids, episodes, tasks, wordings), kind
+
+
+def whole_numbers(name: str, column: ArrayLike) -> Tensor:
+    """Return a column of whole numbers as int64; DemonstrationError for any other number, which would be cut."""
+    given = torch.as_tensor(column)
+    whole = given.long()
+    wrong = (whole != given).flatten().nonzero().flatten()
+    if len(wrong):
+        raise DemonstrationError(
+            f"{name}: {len(wrong)} of {given.numel()} numbers are not whole, for one "
+            f"{float(given.flatten()[wrong[0]]):g}; give integers"
+        )
+    return whole
 
 
 def action_space(
@@ -111,17 +124,22 @@ def action_space(
 def split_episodes(rows: Rows, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Return the indices of fitted and of held-out rows, whole episodes each, an even share of every task.
 
+    An id that several tasks have is held out of all of them, and counts for each: their ids may start anew, or an
+    episode may go through several tasks.
+
     Raises DemonstrationError when nothing is left on one of the two sides.
     """
     if val_fraction == 0:
         return torch.arange(len(rows.state)), torch.arange(0)
     generator = torch.Generator().manual_seed(seed)
-    held_out = []
+    held_out = rows.episode_id[:0]
     for task in rows.task_id.unique():
         episodes = rows.episode_id[rows.task_id == task].unique()
-        count = min(max(1, round(val_fraction * len(episodes))), len(episodes) - 1)
-        held_out.append(episodes[torch.randperm(len(episodes), generator=generator)[:count]])
-    is_val = torch.isin(rows.episode_id, torch.cat(held_out))
+        free = episodes[~torch.isin(episodes, held_out)]
+        count = min(max(1, round(val_fraction * len(episodes))), len(episodes) - 1) - (len(episodes) - len(free))
+        drawn = free[torch.randperm(len(free), generator=generator)[: max(0, count)]]
+        held_out = torch.cat([held_out, drawn])
+    is_val = torch.isin(rows.episode_id, held_out)
     if not is_val.any() or is_val.all():
         raise DemonstrationError(
             "episode_id: one episode per task leaves none to hold out; record more, or pass val_fraction=0"
@@ -141,3 +159,9 @@ def shuffle_across_tasks(instruction_id: Tensor, task_id: Tensor, seed: int) -> 
         pick = torch.randint(len(others), (len(mine),), generator=generator)
         shuffled[mine] = others[pick.to(others.device)]
     return shuffled
+
+
+def perturbation(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return normal rows as those of `like` [n, S], each of a size drawn between 0 and 1: near and far are needed."""
+    size = torch.rand(len(like), 1, generator=generator)
+    return (size * torch.randn(like.shape, generator=generator)).to(like.device)

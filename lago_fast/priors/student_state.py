@@ -23,6 +23,7 @@ def learnt(prior: "AmortisedPrior") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the student, its optimiser, generator, audits and memories."""
     tensors = {f"student.{name}": tensor for name, tensor in prior.student.state_dict().items()}
     tensors["generator"] = prior._generator.get_state()
+    tensors |= prior.held_out.tensors()
     for name in MEMORIES:
         tensors |= getattr(prior, name).raw(name)
     if prior._optimiser is not None:
@@ -50,6 +51,7 @@ def take_back(prior: "AmortisedPrior", tensors: dict[str, Tensor], figures: dict
     for name, capacity in zip(MEMORIES, (taught, prior.config.live_rows, prior.config.audit_window), strict=True):
         rows = {key: tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
         setattr(prior, name, Memory.from_raw(name, rows, capacity, int(figures["memories"][name]), prior.device))
+    prior.held_out.restore(tensors)
     for name in FIGURES:
         setattr(prior, name, {**prior._log, **figures[name]} if name == "_log" else figures[name])
     moments = _below("optimiser.", tensors)

@@ -65,6 +65,31 @@ def remember(
     return Demonstrated(latents.float(), scale)
 
 
+@torch.no_grad()
+def encode_again(known: Demonstrated, exact: Tensor, latents: Tensor) -> Demonstrated:
+    """Return latents of demonstrated states as another prior has them, which answers nearly as theirs does.
+
+    The unit of distance grows by what rounding adds to the squared distances between demonstrated states: a state then
+    has about the trust that it had.
+
+    Args:
+        known: of the exact prior.
+        exact: [n, Z], the exact prior's latents of at least two demonstrated states.
+        latents: [n, Z], the other prior's latents of the same states.
+    """
+    n = len(exact)
+    kept, seen = (_spread(n, count).to(exact.device) for count in (len(known.latents), MEASURED_ROWS))
+    own = seen[:, None] == kept
+
+    def squared(found: Tensor) -> Tensor:
+        found = found.float()
+        nearest = torch.cdist(found[seen], found[kept]).masked_fill(own, torch.inf).amin(dim=1)
+        return nearest[nearest.isfinite()].square().mean()
+
+    scale = (known.scale.square() + squared(latents) - squared(exact)).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+    return Demonstrated(latents[kept].float(), scale)
+
+
 def _spread(n: int, count: int) -> Tensor:
     """Return the indices of at most `count` of n rows, evenly spread."""
     return torch.linspace(0, n - 1, min(n, count)).round().long()

@@ -275,7 +275,10 @@ def test_the_digest_covers_the_exact_prior_and_the_settings(exact):
     assert AmortisedPrior(exact).digest != AmortisedPrior(exact, SMALL).digest
 
 
-def test_bad_input_is_refused(exact, student, clones, encoder, texts):
+def test_bad_input_is_refused(exact, student, clones, encoder, texts, tmp_path):
+    with pytest.raises(PriorMismatch, match="never fitted"):
+        AmortisedPrior(exact).save(tmp_path / "student")
+    assert not [*tmp_path.iterdir()]
     with pytest.raises(PriorMismatch, match="never fitted"):
         AmortisedPrior(exact).query(clones.states, clones.instruction_id)
     with pytest.raises(NonFiniteError):

@@ -1,6 +1,7 @@
 """Quantized priors: near the exact one, honest about how near, smaller, and kept by reference."""
 
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -62,6 +63,7 @@ def test_the_bytes_of_a_packed_weight_are_those_of_what_it_holds():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="nf4 needs bitsandbytes")
 def test_nf4_computes_in_what_suits_the_device(priors, clones):
     state, ids = rows(clones)
     quantized = quantize_prior(priors["llama"], "nf4", state, ids)

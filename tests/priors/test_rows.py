@@ -49,6 +49,17 @@ def test_no_episode_is_on_both_sides_and_every_task_gives_its_share(fraction):
     assert held_out == [max(1, round(fraction * n)) for n in (4, 10, 20)]
 
 
+def test_ids_that_start_anew_in_every_task_hold_out_no_more_than_was_asked_for():
+    task, episode = (grid.flatten() for grid in torch.meshgrid(torch.arange(5), torch.arange(10), indexing="ij"))
+    task, episode = task.repeat_interleave(3), episode.repeat_interleave(3)
+    rows = Rows(torch.zeros(150, 2), torch.zeros(150, 1), task, episode, task, task[:, None])
+    train, val = split_episodes(rows, 0.1, seed=0)
+    assert len(val) == 15
+    assert rows.task_id[val].bincount().tolist() == [3] * 5
+    # as ever where an episode goes through several tasks: it is on one side
+    assert not set(episode[train].tolist()) & set(episode[val].tolist())
+
+
 def test_the_split_is_a_function_of_the_seed():
     rows = rows_of([10, 10])
     first, again, other = (split_episodes(rows, 0.3, seed)[1].tolist() for seed in (0, 0, 1))
@@ -97,6 +108,10 @@ def check(**changes):
         ({"actions": np.zeros(4)}, r"actions \[n, D\]"),
         ({"actions": np.zeros((4, 1), np.int64)}, r"actions \[n\]"),
         ({"instruction_id": np.full(4, 1)}, r"outside of 0\.\.0"),
+        ({"actions": [0.9, 1.7, -0.5, 0], "kind": "categorical"}, r"actions: 3 of 4 .* not whole, for one 0\.9"),
+        ({"instruction_id": [0, 0.9, 0, 0]}, r"instruction_id: 1 of 4 .* 0\.9; give integers"),
+        ({"episode_id": [0, np.nan, 1, 1]}, "episode_id: 1 of 4 .* nan"),
+        ({"task_id": [0, 0, 1, 1.5]}, r"task_id: 1 of 4 .* 1\.5"),
     ],
 )
 def test_rows_that_cannot_be_right_are_refused(changes, says):

@@ -11,7 +11,7 @@ from lago_fast.priors.cached_prior import CachedPrior
 from lago_fast.priors.finetune import fit_prior
 from lago_fast.priors.latent_action import LatentActionPrior
 from lago_fast.priors.quantize import quantize_prior
-from lago_fast.priors.trust import INSIDE, Demonstrated, remember
+from lago_fast.priors.trust import INSIDE, Demonstrated, encode_again, remember
 
 
 @pytest.fixture(scope="module")
@@ -69,4 +69,55 @@ def test_caches_and_quantized_priors_pass_it_on(prior, clones):
     few = clones.states[:9], clones.instruction_id[:9]
     trust = prior.query(*few).trust
     torch.testing.assert_close(CachedPrior(prior, CacheConfig(1 << 20)).query(*few).trust, trust, atol=1e-3, rtol=0)
-    torch.testing.assert_close(quantize_prior(prior, "bf16", *few).query(*few).trust, trust, atol=0.05, rtol=0)
+    shown = {"calibration_states": clones.states, "calibration_ids": clones.instruction_id}
+    quantized = quantize_prior(prior, "bf16", *few, **shown)
+    torch.testing.assert_close(quantized.query(*few).trust, trust, atol=0.05, rtol=0)
+
+
+def test_the_unit_grows_by_what_rounding_adds():
+    generator = torch.Generator().manual_seed(0)
+    exact = torch.randn(400, 8, generator=generator)
+    known = Demonstrated(exact[:100], torch.tensor(3.0))
+    same = encode_again(known, exact, exact)
+    torch.testing.assert_close(same.scale, known.scale)
+    shift = torch.ones(8)
+    moved = encode_again(known, exact, exact + shift)
+    torch.testing.assert_close(moved.scale, known.scale, atol=1e-3, rtol=0)
+    torch.testing.assert_close(moved.latents, same.latents + shift)
+    rounded = encode_again(known, exact, exact + 0.5 * torch.randn(400, 8, generator=generator))
+    assert 3.1 < rounded.scale < (3.0**2 + 2 * 8 * 0.5**2) ** 0.5
+
+
+def test_a_quantized_prior_trusts_what_the_exact_one_trusts(prior, clones, tmp_path, caplog):
+    away = clones.states + 1.5 * prior.std_state * torch.linspace(0, 1, 800)[:, None]
+    asked = away, clones.instruction_id
+    exact, few = prior.query(*asked).trust, (clones.states[:64], clones.instruction_id[:64])
+    shown = {"calibration_states": clones.states, "calibration_ids": clones.instruction_id}
+    quantized = quantize_prior(prior, "nf4", *few, **shown)
+    answer = quantized.query(*asked)
+    off, before = ((t - exact).abs().mean() for t in (answer.trust, prior.demonstrated(answer.latent)))
+    assert off < 0.05
+    assert before > 2 * off, (off, before)
+    assert quantized.metrics["quantization"]["trust_states"] == 512
+    assert not torch.equal(quantized.demonstrated.latents, prior.demonstrated.latents)
+    again = LatentActionPrior.load(quantized.save(tmp_path / "quantized"))
+    assert torch.equal(again.query(*asked).trust, answer.trust)
+    assert not caplog.records
+
+
+def test_without_calibration_states_a_quantized_prior_has_no_trust_and_says_so(prior, clones, tmp_path, caplog):
+    few = clones.states[:9], clones.instruction_id[:9]
+    made = quantize_prior(prior, "bf16", *few)
+    loaded = LatentActionPrior.load(prior.save(tmp_path / "prior"), quantization="bf16")
+    for quantized in (made, loaded):
+        assert quantized.query(*few).trust is None
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert all("have no trust" in r.message and "calibration_states" in r.message for r in caplog.records)
+    assert made.metrics["quantization"]["trust_states"] == 0
+    assert prior.query(*few).trust is not None
+    # one that was saved with exact latents keeps them, as its digest says
+    made.demonstrated = prior.demonstrated
+    del made.metrics["quantization"]["trust_states"]
+    again = LatentActionPrior.load(made.save(tmp_path / "made"))
+    assert again.digest == made.digest
+    assert "may be too low" in caplog.records[-1].message
