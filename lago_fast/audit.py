@@ -65,9 +65,10 @@ def audit(
 
     Raises:
         PriorMismatch: the prior does not know the env's states or instructions.
-        UnsupportedArgument: a policy with a distribution that no prior has.
+        UnsupportedArgument: a policy with a distribution that no prior has, or fewer states than tasks.
     """
     prior_id = match_instructions(prior, env.instructions)
+    check_states(states, len(env.tasks))  # before they are played for
     rows = sample(play(model, env), states, seed)
     said = prior.query(torch.from_numpy(rows.state), prior_id[torch.from_numpy(rows.instruction_id)])
     said = PriorOutput(*(None if column is None else column.cpu() for column in said))
@@ -104,11 +105,16 @@ def play(model: FastKLPPO, env: ArrayVecEnv) -> Visited:
     return Visited(seen, seen[:, : env.state_dim], ids, task_id, step_of, success[env_of])
 
 
+def check_states(count: int, tasks: int) -> None:
+    """Raise UnsupportedArgument for fewer states than tasks, of which one would then be judged by nothing."""
+    if count < tasks:
+        raise UnsupportedArgument(f"states: {count}; sample at least one of each task, {tasks}")
+
+
 def sample(rows: Visited, count: int, seed: int) -> Visited:
     """Return at most `count` rows, as many of each task as there are, in the order of task and step."""
-    if count < 1:
-        raise UnsupportedArgument(f"states: {count}; sample at least 1")
     rng, tasks = np.random.default_rng(seed), np.unique(rows.task_id)
+    check_states(count, len(tasks))
     shares = [len(part) for part in np.array_split(np.arange(count), len(tasks))]
     chosen = [
         rng.permutation(np.flatnonzero(rows.task_id == task))[:share] for task, share in zip(tasks, shares, strict=True)

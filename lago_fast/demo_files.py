@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lago_fast.errors import RunExists
+
 MAX_UNPACKED = 1000  # bytes of arrays per byte of their file
 LEAST_TRIAL_S, TRIAL_BYTES_PER_S = 60.0, 2**20  # of the trial: longest time
 # what minari and h5py raise on a damaged file
@@ -35,6 +37,27 @@ class Content(NamedTuple):
     action_space: Any
     rows: list[dict[str, Any]]  # of each episode, its arrays
     labels: list[dict[str, Any]]  # of each episode, its metadata
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raise RunExists unless a dataset may be written to `path`."""
+    if not path.exists():
+        return
+    if not overwrite:
+        raise RunExists(f"path={str(path)!r} exists already: give another path, or overwrite=True (--overwrite)")
+    if not (path / "data" / "metadata.json").is_file():
+        raise RunExists(f"path={str(path)!r} is no dataset and will not be replaced: give another path")
+
+
+def install(folder: Path, path: Path, replaced: Path) -> None:
+    """Move a complete dataset to its place; the old one comes back should that fail."""
+    if path.exists():
+        path.rename(replaced)
+    try:
+        folder.rename(path)
+    finally:
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
 
 
 def read_content(dataset: Path) -> Content:

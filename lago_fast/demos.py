@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lago_fast.demo_files import UNREADABLE, read_content, sha256_of
+from lago_fast.demo_files import UNREADABLE, check_free, install, read_content, sha256_of
 from lago_fast.envs.experts import Episode
 from lago_fast.envs.suites import Suite, suite_named
-from lago_fast.errors import DemonstrationError, MissingExtra, RunExists, UnsupportedArgument
+from lago_fast.errors import DemonstrationError, MissingExtra, UnsupportedArgument
 
 ATTEMPTS_PER_SUCCESS = 10
 Progress = Callable[[str, int, int], None]
@@ -86,7 +86,8 @@ def record_demos(
     """
     suite = suite_named(env)
     tasks = suite.check_tasks(tasks)
-    _at_least(1, episodes_per_task=episodes_per_task, num_envs_per_task=num_envs_per_task)
+    lengths = {"episodes_per_task": episodes_per_task, "max_episode_steps": max_episode_steps}
+    _at_least(1, **lengths, num_envs_per_task=num_envs_per_task)
     _check_noise(suite, action_noise)
     _check_noisy(noisy_tasks, tasks, action_noise)
     if stop_after_success is not None:
@@ -95,12 +96,13 @@ def record_demos(
     check_free(path, overwrite)
     minari = import_minari()
     settings = {
+        **lengths,
+        "num_envs_per_task": num_envs_per_task,
         "action_noise": action_noise,
         "noisy_tasks": list(noisy_tasks),
         "success_only": success_only,
         "stop_after_success": stop_after_success,
         "seed": seed,
-        "max_episode_steps": max_episode_steps,
     }
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -219,7 +221,7 @@ def expert_table(
     """
     suite = suite_named(env)
     tasks = suite.all_tasks() if tasks is None else suite.check_tasks(tasks)
-    _at_least(1, episodes=episodes)
+    _at_least(1, episodes=episodes, max_episode_steps=max_episode_steps)
     _check_noise(suite, action_noise)
     rows = []
     for task in tasks:
@@ -272,27 +274,6 @@ def _check_noise(suite: Suite, action_noise: float) -> None:
     _at_least(0, action_noise=action_noise)
     if suite.discrete and action_noise:
         raise UnsupportedArgument(f"action_noise={action_noise}: {suite.title}'s actions are discrete; leave it 0")
-
-
-def check_free(path: Path, overwrite: bool) -> None:
-    """Raise RunExists unless a dataset may be written to `path`."""
-    if not path.exists():
-        return
-    if not overwrite:
-        raise RunExists(f"path={str(path)!r} exists already: give another path, or overwrite=True (--overwrite)")
-    if not (path / "data" / "metadata.json").is_file():
-        raise RunExists(f"path={str(path)!r} is no dataset and will not be replaced: give another path")
-
-
-def install(folder: Path, path: Path, replaced: Path) -> None:
-    """Move a complete dataset to its place; the old one comes back should that fail."""
-    if path.exists():
-        path.rename(replaced)
-    try:
-        folder.rename(path)
-    finally:
-        if replaced.exists() and not path.exists():
-            replaced.rename(path)
 
 
 def _new_storage(minari: ModuleType, folder: Path, suite: Suite) -> Any:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from lago_fast.demo_files import UNREADABLE, read_content, sha256_of
-from lago_fast.demos import check_free, dataset_id, import_minari, install, versions
+from lago_fast.demo_files import UNREADABLE, check_free, install, read_content, sha256_of
+from lago_fast.demos import dataset_id, import_minari, versions
 from lago_fast.envs.text_recording import join_episodes
 from lago_fast.envs.text_transitions import TextTransitions, check_transitions
 from lago_fast.errors import DemonstrationError
@@ -41,11 +41,13 @@ def save_text_demos(
         overwrite: replace the dataset at `path`.
 
     Raises:
-        DemonstrationError: these are no whole episodes of admissible choices.
+        DemonstrationError: these are no whole episodes of admissible choices, a row is not followed by what it says
+            follows, or the file cannot hold a text.
         RunExists: `path` exists, and `overwrite` is False or it holds something else than a dataset.
         MissingExtra: Minari is not installed.
     """
     check_transitions(transitions)
+    _check_kept(transitions)
     path = Path(os.path.abspath(path))
     check_free(path, overwrite)
     minari = import_minari()
@@ -93,6 +95,33 @@ def load_text_demos(path: str | os.PathLike[str]) -> TextTransitions:
     transitions = join_episodes(episodes)
     check_transitions(transitions)
     return transitions
+
+
+def _check_kept(transitions: TextTransitions) -> None:
+    """Raise DemonstrationError for what would not be read as it is: a file holds each observation once, as UTF-8."""
+    for name in ("instruction", "observation", "next_observation"):
+        for row, text in enumerate(getattr(transitions, name)):
+            if not _fits_in_hdf5(text):
+                raise DemonstrationError(
+                    f"row {row}, {name}: {text[:40]!r} has a NUL character or half of a surrogate pair, which HDF5 "
+                    "cannot hold; replace it before saving"
+                )
+    goes_on = np.flatnonzero(np.diff(transitions.episode_id) == 0).tolist()
+    for name in ("observation", "admissible"):
+        here, following = getattr(transitions, name), getattr(transitions, f"next_{name}")
+        for row in goes_on:
+            if following[row] != here[row + 1]:
+                raise DemonstrationError(
+                    f"row {row}, next_{name}: {str(following[row])[:40]!r} is not the {name} of the next row, "
+                    f"{str(here[row + 1])[:40]!r}; record the episode again"
+                )
+
+
+def _fits_in_hdf5(text: str) -> bool:
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _new_storage(minari: Any, folder: Path, transitions: TextTransitions) -> Any:

@@ -95,8 +95,13 @@ def test_a_sample_is_even_over_the_tasks():
     assert np.bincount(sample(rows, 8, seed=0).task_id).tolist() == [4, 4]
     assert np.bincount(sample(rows, 999, seed=0).task_id).tolist() == [6, 10]
     assert np.array_equal(sample(rows, 5, seed=1).state, sample(rows, 5, seed=1).state)
-    with pytest.raises(UnsupportedArgument, match="states: 0"):
-        sample(rows, 0, seed=0)
+    for few in (0, 1):
+        with pytest.raises(UnsupportedArgument, match=f"states: {few}; sample at least one of each task, 2"):
+            sample(rows, few, seed=0)
+    model, env = made("gaussian")
+    env.reset = None
+    with pytest.raises(UnsupportedArgument, match="states: 1"):
+        audit(model, Fixed("gaussian"), env, states=1, seed=0)
 
 
 @pytest.mark.parametrize("direction", ["policy_prior", "prior_policy"])

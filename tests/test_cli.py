@@ -167,6 +167,8 @@ def test_the_table_of_experts(tmp_path, capsys, refused):
         (("--table", "--out", "x"), "out: "),
         (("--table", "--success-only"), "success_only: "),
         (("--out", "x", "--episodes", "0"), "episodes"),
+        (("--out", "x", "--max-episode-steps", "0"), "max_episode_steps: 0; give at least 1"),
+        (("--table", "--max-episode-steps", "0"), "max_episode_steps: 0; give at least 1"),
     ],
 )
 def test_options_of_demos_that_do_not_fit_are_refused(words, named, refused):
@@ -200,6 +202,11 @@ def test_fit_prior_plans_its_memory_and_quantizes(demos, backbone, tmp_path, cap
     config = json.loads((path / "config.json").read_text())
     assert (config["quantization"], config["max_quantization_kl"]) == ("int8", 0.3)
     assert json.loads((path / "metrics.json").read_text())["quantization"]["agreement"] <= 1
+
+
+def test_a_std_of_zero_is_refused_and_not_taken_for_none(demos, backbone, refused, tmp_path):
+    words = ("--demos", demos, "--out", tmp_path / "prior", "--backbone", backbone, "--epochs", 1, "--std-init", 0)
+    assert "std_init, std_floor, state_clip: must be positive" in refused("fit-prior", *words)
 
 
 def test_a_prior_is_not_overwritten_unasked(prior, demos, backbone, refused):

@@ -171,6 +171,7 @@ def test_eval_of_a_prior(prior, refused, tmp_path):
     line = refused("eval", prior)
     assert line.startswith("PriorMismatch: prior: it is categorical, for states of 10 and actions of 40")
     assert "does not know the words of two-goals" in refused("eval", prior, *CLEVR, "--families", "two-goals")
+    assert "max_episode_steps: 0; give at least 1" in refused("eval", prior, *CLEVR, "--max-episode-steps", "0")
 
 
 def test_what_belongs_to_another_environment_is_refused(prior, demos, refused, tmp_path):
@@ -181,6 +182,10 @@ def test_what_belongs_to_another_environment_is_refused(prior, demos, refused, t
     assert "40 discrete actions, Meta-World has states of 39" in refused(
         "fit-prior", "--demos", demos, "--out", tmp_path / "x"
     )
+    for option, value in (("--std", "state_dependent"), ("--std-init", "0"), ("--std-floor", "0.1")):
+        words = ("--demos", demos, "--out", tmp_path / "x", option, value)
+        named = option.removeprefix("--").replace("-", "_")
+        assert f"{named}: the actions of clevr-robot are discrete" in refused("fit-prior", *CLEVR, *words)
     assert "families: 'juggle'" in train(*CLEVR, "--arm", "ppo", "--tasks", "juggle")
     assert "does not know the words of two-goals" in train(*CLEVR, "--prior", prior, "--tasks", "easy", "two-goals")
     assert "eval_tasks: Meta-World has no splits" in train("--arm", "ppo", "--tasks", "push", "--eval-tasks", "reach")

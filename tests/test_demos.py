@@ -92,6 +92,7 @@ def test_provenance_is_kept(recorded):
     provenance = metadata["lago"]
     assert provenance["tasks"] == TASKS
     assert (provenance["seed"], provenance["action_noise"], provenance["max_episode_steps"]) == (4, 0.05, 70)
+    assert (provenance["episodes_per_task"], provenance["num_envs_per_task"]) == (3, SETTINGS["num_envs_per_task"])
     assert (provenance["success_only"], provenance["stop_after_success"]) == (False, None)
     assert provenance["versions"]["envpool"]
     assert {"metaworld", "mujoco", "minari", "numpy", "lago_fast"} <= set(provenance["versions"])

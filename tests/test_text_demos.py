@@ -55,6 +55,31 @@ def test_its_origin_is_kept(written):
     assert "lago_fast" in kept["versions"]
 
 
+@pytest.mark.parametrize("column", ["instruction", "observation", "next_observation"])
+@pytest.mark.parametrize("text", ["a\0b", "c\0", "a\ud83d"])
+def test_texts_that_the_file_cannot_hold_are_refused(played, tmp_path, column, text):
+    texts = [*getattr(played, column)]
+    texts[-1] = text
+    with pytest.raises(DemonstrationError, match=f"row {len(texts) - 1}, {column}: .*HDF5 cannot hold"):
+        save_text_demos(played._replace(**{column: texts}), tmp_path / "kitchen", origin=ORIGIN)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(("column", "other"), [("next_observation", "elsewhere"), ("next_admissible", ("wait",))])
+def test_a_row_that_is_not_followed_by_what_it_says_is_refused(played, tmp_path, column, other):
+    rows = [*getattr(played, column)]
+    rows[1] = other
+    with pytest.raises(DemonstrationError, match=f"row 1, {column}: .*record the episode again"):
+        save_text_demos(played._replace(**{column: rows}), tmp_path / "kitchen", origin=ORIGIN)
+
+
+def test_odd_characters_are_kept(played, tmp_path):
+    # the last row's is no other row's observation
+    texts = [*played.next_observation[:-1], "a\x85b\u2028\r\n\x1b[1m\U0001f600"]
+    save_text_demos(played._replace(next_observation=texts), tmp_path / "kitchen", origin=ORIGIN)
+    assert list(load_text_demos(tmp_path / "kitchen").next_observation) == texts
+
+
 def forge(dataset, change):
     """Change the data, and the hash with them."""
     from lago_fast.demo_files import sha256_of

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from lago_fast.cli import console
+from lago_fast.cli import console, inputs
 from lago_fast.cli.command import Command, by_default
 from lago_fast.errors import RunExists, UnsupportedArgument
 from lago_fast.presets import DemoSettings, EnvSettings, start_of
@@ -73,7 +73,7 @@ class Demos(Command):
                 noisy_tasks=self.noisy_tasks,
                 success_only=self.success_only,
                 seed=self.seed,
-                max_episode_steps=self.max_episode_steps or start.env.max_episode_steps,
+                max_episode_steps=inputs.steps_or(self.max_episode_steps, start.env.max_episode_steps),
                 num_envs_per_task=start.demos.num_envs_per_task,
                 overwrite=self.overwrite,
                 env=self.env,
@@ -110,7 +110,7 @@ class Demos(Command):
                 20 if self.episodes is None else self.episodes,
                 action_noise=self.action_noise,
                 seed=self.seed,
-                max_episode_steps=self.max_episode_steps or _FULL_LENGTH[self.env],
+                max_episode_steps=inputs.steps_or(self.max_episode_steps, _FULL_LENGTH[self.env]),
                 env=self.env,
                 progress=advance,
             )

@@ -142,7 +142,7 @@ class Evaluate(Command):
             settings,
             eval_tasks=self.tasks or settings.eval_tasks,
             sample_actions=drawn,
-            max_episode_steps=self.max_episode_steps or settings.max_episode_steps,
+            max_episode_steps=inputs.steps_or(self.max_episode_steps, settings.max_episode_steps),
         )
 
 

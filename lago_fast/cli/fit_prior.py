@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from lago_fast.cli import console, inputs
 from lago_fast.cli.command import Command, by_default
+from lago_fast.errors import UnsupportedArgument
 from lago_fast.presets import EnvSettings, PriorSettings, start_of
+
+if TYPE_CHECKING:
+    from lago_fast.demos import Demonstrations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +114,13 @@ class FitPrior(Command):
         from lago_fast.envs.suites import suite_named
         from lago_fast.priors.finetune import fit_prior
         from lago_fast.priors.folder import check_free
-        from lago_fast.stage_one import STD_INIT, paraphrases
+        from lago_fast.stage_one import paraphrases
 
         check_free(self.out, overwrite=self.overwrite)
         device = inputs.check_device(self.device)
         demos, suite = inputs.read_demos(self.demos, self.env), suite_named(self.env)
         suite.check_evaluated(demos.tasks, self.eval_tasks)
-        std_init = self.std_init or (self.std_floor if self.std == "fixed" else STD_INIT)
+        gaussian = self._gaussian(demos)
         instructions = suite.texts(list(dict.fromkeys((*demos.tasks, *self.eval_tasks))))
         with console.progress_bar() as advance:
             prior = fit_prior(
@@ -126,8 +130,6 @@ class FitPrior(Command):
                 demos.episode_id,
                 instructions,
                 task_id=demos.task_id,
-                action_low=demos.action_low.tolist(),
-                action_high=demos.action_high.tolist(),
                 num_actions=demos.num_actions,
                 backbone=self.backbone,
                 random_init=self.random_init,
@@ -137,9 +139,7 @@ class FitPrior(Command):
                 head_hidden=self.head_hidden,
                 state_path=self.state_path,
                 attention=self.attention,
-                std=self.std,
-                std_init=std_init,
-                std_floor=self.std_floor,
+                **gaussian,
                 loss=self.loss,
                 epochs=self.epochs,
                 batch_size=self.batch_size,
@@ -174,3 +174,23 @@ class FitPrior(Command):
             console.print_facts("student", student.metrics)
         env = "" if self.env == EnvSettings.env else f"--env {self.env} "
         console.say(f"written to {self.out}; next: lago train {env}--prior {self.out} --out runs/lago")
+
+    def _gaussian(self, demos: "Demonstrations") -> dict[str, Any]:
+        """Return what a fit to continuous actions is told; UnsupportedArgument where it would be ignored."""
+        from lago_fast.stage_one import STD_INIT
+
+        if demos.num_actions is None:
+            usual = self.std_floor if self.std == "fixed" else STD_INIT
+            return {
+                "action_low": demos.action_low.tolist(),
+                "action_high": demos.action_high.tolist(),
+                "std": self.std,
+                "std_init": usual if self.std_init is None else self.std_init,
+                "std_floor": self.std_floor,
+            }
+        start = start_of(self.env).prior
+        unset: dict[str, Any] = {"std": start.std, "std_init": None, "std_floor": start.std_floor}
+        for name, value in unset.items():
+            if getattr(self, name) != value:
+                raise UnsupportedArgument(f"{name}: the actions of {self.env} are discrete and have none; leave it out")
+        return {}

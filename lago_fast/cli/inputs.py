@@ -85,6 +85,15 @@ def read_policy(folder: Path, settings: EnvSettings, device: str) -> "tuple[Fast
     return model, table
 
 
+def steps_or(max_episode_steps: int | None, usual: int) -> int:
+    """Return the length of an episode that was asked for, or the usual one; UnsupportedArgument for none at all."""
+    if max_episode_steps is None:
+        return usual
+    if max_episode_steps < 1:
+        raise UnsupportedArgument(f"max_episode_steps: {max_episode_steps}; give at least 1 step per episode")
+    return max_episode_steps
+
+
 # demonstrations
 
 
@@ -214,7 +223,8 @@ def distil(
     check_fits(exact, demos.tasks, env.env)
     order = tuple(sorted(demos.tasks, key=lambda task: exact.instructions.index(_first_words(env.env, task))))
     env = replace(env, tasks=order, eval_tasks=(), num_envs=STUDENT_ENVS * len(order))
-    stage = StageOne(only_tasks(demos, order), exact, exact.instructions, exact.instruction_table().numpy())
+    table = exact.instruction_table().cpu().numpy()
+    stage = StageOne(only_tasks(demos, order), exact, exact.instructions, table)
     prior = replace(start_of(env.env).prior, student_epochs=epochs)
     return amortise(stage, Experiment(env=env, prior=prior), seed)
 

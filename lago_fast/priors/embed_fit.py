@@ -6,22 +6,51 @@ under which the held-out choices are likeliest, if that is less sure. Test: pyte
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lago_fast.errors import UnsupportedArgument
-from lago_fast.priors.embed_prior import ZERO_SHOT_TEMPERATURE, EmbedPrior, Head, scores_of
+from lago_fast.priors.embed_prior import ZERO_SHOT_TEMPERATURE, EmbedPrior, Head, ids_of, scores_of
 from lago_fast.priors.folder import check_choice
 from lago_fast.priors.text_embedder import TextEmbedder
 from lago_fast.priors.walkthroughs import Walkthroughs, numbers_of
 
-Rows = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # instructions, observations, actions, mask, choice
+SCORED_ROWS = 64  # whose vectors are gathered at a time
 TEMPERATURES = [ZERO_SHOT_TEMPERATURE * 2 ** (step / 4) for step in range(-20, 25)]
 # of a fitted head: a few held-out steps may make it less sure of itself, and never more
 HEAD_TEMPERATURES = [temperature for temperature in TEMPERATURES if temperature >= ZERO_SHOT_TEMPERATURE]
+
+
+class Rows(NamedTuple):
+    """Steps as ids: their vectors, of which all steps together have too many, are gathered when they are read."""
+
+    embedder: TextEmbedder
+    instruction: Tensor  # [n] int64
+    observation: Tensor  # [n] int64
+    actions: Tensor  # [n, A] int64
+    mask: Tensor  # [n, A] bool, False where padded
+    choice: Tensor  # [n] int64
+
+    def take(self, index: Tensor) -> "Rows":
+        """Return the rows at `index`, no wider than they need to be."""
+        mask = self.mask[index]
+        widest = int(mask.sum(dim=1).max()) if len(mask) else 0
+        return Rows(
+            self.embedder,
+            self.instruction[index],
+            self.observation[index],
+            self.actions[index, :widest],
+            mask[:, :widest],
+            self.choice[index],
+        )
+
+    def scores(self, head: Head | None) -> Tensor:
+        """Return scores [n, A] before the temperature, -inf where padded."""
+        vectors = (self.embedder.rows(ids) for ids in (self.instruction, self.observation, self.actions))
+        return scores_of(head, *vectors).masked_fill(~self.mask, -torch.inf)
 
 
 def fit_embed_prior(
@@ -68,27 +97,31 @@ def fit_embed_prior(
         )
     choice, episode = numbers_of(walkthroughs)
     count = int(episode.max()) + 1
-    zero_shot = EmbedPrior(embedder, uniform_share=uniform_share)  # which refuses a share that is none
-    *vectors, mask = zero_shot.vectors(walkthroughs.instruction, walkthroughs.observation, walkthroughs.admissible)
-    rows: Rows = (vectors[0], vectors[1], vectors[2], mask, torch.from_numpy(choice))
+    EmbedPrior(embedder, uniform_share=uniform_share)  # which refuses a share that is none
+    columns = ids_of(embedder, walkthroughs.instruction, walkthroughs.observation, walkthroughs.admissible)
+    rows = Rows(embedder, *columns, torch.from_numpy(choice))
     metrics: dict[str, Any] = {"fitted": fit, "walkthroughs": count, "steps": len(choice), "seed": seed}
     if fit == "temperature":
-        temperature = _likeliest(None, rows, TEMPERATURES)
+        temperature = _likeliest(rows, _all_scores(None, rows), TEMPERATURES)
         metrics |= _measured("", None, temperature, rows)
         return _made(embedder, None, temperature, uniform_share, metrics)
 
     generator = torch.Generator().manual_seed(seed)
     held = _held_out(count, val_fraction, generator)
     inside = torch.from_numpy(np.isin(episode, held.numpy()))
-    train, val = _where(rows, ~inside), _where(rows, inside)
+    train, val = rows.take(~inside), rows.take(inside)
     metrics["held_out_walkthroughs"] = len(held)
     metrics |= _measured("zero_shot_", None, ZERO_SHOT_TEMPERATURE, val if len(held) else train)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = Head(embedder.width, hidden)
-    head.fit_normaliser((train[0], train[1], train[2][train[3]]))
+    head.fit_normaliser(
+        [_counted(embedder, ids) for ids in (train.instruction, train.observation, train.actions[train.mask])]
+    )
     metrics["epochs"] = _descend(head, train, val, epochs, batch_size, lr, weight_decay, patience, generator)
-    temperature = _likeliest(head, val, HEAD_TEMPERATURES) if len(held) else ZERO_SHOT_TEMPERATURE
+    temperature = ZERO_SHOT_TEMPERATURE
+    if len(held):
+        temperature = _likeliest(val, _all_scores(head, val), HEAD_TEMPERATURES)
     metrics |= _measured("train_", head, temperature, train)
     if len(held):
         metrics |= _measured("val_", head, temperature, val)
@@ -109,16 +142,25 @@ def _held_out(count: int, fraction: float, generator: torch.Generator) -> Tensor
     return torch.randperm(count, generator=generator)[: min(max(1, round(fraction * count)), count - 1)]
 
 
-def _where(rows: Rows, inside: Tensor) -> Rows:
-    instruction, observation, actions, mask, choice = (column[inside] for column in rows)
-    return instruction, observation, actions, mask, choice
+def _counted(embedder: TextEmbedder, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the vector of each different id [u, Z], and how often it occurs [u]."""
+    different, counts = ids.unique(return_counts=True)
+    return embedder.rows(different), counts.float()
 
 
-def _nll(head: Head | None, temperature: float, rows: Rows) -> Tensor:
+@torch.no_grad()
+def _all_scores(head: Head | None, rows: Rows) -> Tensor:
+    """Return scores [n, A] as `Rows.scores`, a few rows at a time."""
+    scores = torch.full(rows.mask.shape, -torch.inf)
+    for part in torch.arange(len(rows.choice)).split(SCORED_ROWS):
+        found = rows.take(part).scores(head)
+        scores[part, : found.shape[1]] = found
+    return scores
+
+
+def _nll(scores: Tensor, temperature: float, choice: Tensor) -> Tensor:
     """Return the mean negative log-likelihood of the choices in nats."""
-    *vectors, mask, choice = rows
-    scores = (scores_of(head, *vectors) / temperature).masked_fill(~mask, -torch.inf)
-    return nn.functional.cross_entropy(scores, choice)
+    return nn.functional.cross_entropy(scores / temperature, choice)
 
 
 def _descend(
@@ -135,14 +177,15 @@ def _descend(
     """Fit the head in place; return after how many epochs its weights were the best."""
     optimiser = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=weight_decay)
     best, best_epoch, kept = math.inf, epochs, None
-    if len(val[-1]):
+    if len(val.choice):
         # the head as it starts is the zero-shot prior, and may be the best
         best, best_epoch = _held_out_nll(head, val), 0
         kept = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     for epoch in range(1, epochs + 1):
-        for part in torch.randperm(len(train[-1]), generator=generator).split(batch_size):
+        for part in torch.randperm(len(train.choice), generator=generator).split(batch_size):
+            batch = train.take(part)
             optimiser.zero_grad()
-            _nll(head, ZERO_SHOT_TEMPERATURE, _where(train, part)).backward()
+            _nll(batch.scores(head), ZERO_SHOT_TEMPERATURE, batch.choice).backward()
             optimiser.step()
         if kept is None:
             continue
@@ -157,21 +200,17 @@ def _descend(
     return best_epoch
 
 
-@torch.no_grad()
 def _held_out_nll(head: Head, val: Rows) -> float:
-    return float(_nll(head, ZERO_SHOT_TEMPERATURE, val))
+    return float(_nll(_all_scores(head, val), ZERO_SHOT_TEMPERATURE, val.choice))
 
 
-@torch.no_grad()
-def _likeliest(head: Head | None, rows: Rows, temperatures: Sequence[float]) -> float:
-    return min(temperatures, key=lambda temperature: float(_nll(head, temperature, rows)))
+def _likeliest(rows: Rows, scores: Tensor, temperatures: Sequence[float]) -> float:
+    return min(temperatures, key=lambda temperature: float(_nll(scores, temperature, rows.choice)))
 
 
-@torch.no_grad()
 def _measured(prefix: str, head: Head | None, temperature: float, rows: Rows) -> dict[str, float]:
-    *vectors, mask, choice = rows
-    best = scores_of(head, *vectors).masked_fill(~mask, -torch.inf).argmax(dim=1)
+    scores = _all_scores(head, rows)
     return {
-        f"{prefix}nll": float(_nll(head, temperature, rows)),
-        f"{prefix}accuracy": float((best == choice).float().mean()),
+        f"{prefix}nll": float(_nll(scores, temperature, rows.choice)),
+        f"{prefix}accuracy": float((scores.argmax(dim=1) == rows.choice).float().mean()),
     }

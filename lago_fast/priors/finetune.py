@@ -6,6 +6,7 @@ Validation is by whole episodes, and the best epoch's weights are kept.
 Test: pytest tests/priors/test_finetune.py
 """
 
+import inspect
 import logging
 import math
 import time
@@ -156,6 +157,7 @@ def fit_prior(
         names = "weight_decay, input_noise, wording_noise, trust_rows"
         raise UnsupportedArgument(f"val_fraction: 0 <= f < 1; {names}: not negative")
     rows, kind = check_rows(states, actions, instruction_id, episode_id, task_id, kind, len(instructions))
+    _check_unset(kind, std=std, std_init=std_init, std_floor=std_floor, action_low=action_low, action_high=action_high)
     if loss == "mse" and (kind == "categorical" or std == "state_dependent"):
         raise UnsupportedArgument('loss: "mse" fits a Gaussian with "state_independent" or "fixed" std; use "nll"')
     width, low, high = action_space(rows.action, kind, action_low, action_high, num_actions)
@@ -231,6 +233,15 @@ def fit_prior(
         calibration_ids=fitted.instruction_id,
         max_quantization_kl=max_quantization_kl,
     )
+
+
+def _check_unset(kind: Kind, **gaussian: object) -> None:
+    """Refuse a setting of a Gaussian, which is not fit_prior's default, for a categorical."""
+    if kind == "gaussian":
+        return
+    for name, value in gaussian.items():
+        if not isinstance(value, str | float | int) or value != inspect.signature(fit_prior).parameters[name].default:
+            raise UnsupportedArgument(f"{name}: {value!r}; the actions are categorical, which have none: leave it out")
 
 
 def _check_positive(recipe: Recipe) -> None:

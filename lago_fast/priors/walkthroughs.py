@@ -60,7 +60,8 @@ def read_steps(path: str | Path) -> Steps:
     Raises DemonstrationError for a file that cannot be read so.
     """
     try:
-        lines = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+        # JSON may hold what other line ends of Unicode's are
+        lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
         for number, line in enumerate(lines, 1):
             texts = (line["instruction"], line["observation"], *line["admissible"])
             if type(line["admissible"]) is not list or not all(type(text) is str for text in texts):

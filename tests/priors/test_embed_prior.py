@@ -147,6 +147,17 @@ def test_a_single_walkthrough_is_fitted_without_a_held_out_one(shared):
     assert prior.temperature == ZERO_SHOT_TEMPERATURE
 
 
+def test_a_step_with_many_actions_costs_no_vectors_of_the_others(embedder, monkeypatch):
+    walks, gathered, rows = house(30), [], embedder.rows
+    many = [f"go {i}" for i in range(200)]
+    admissible = [*walks.admissible]
+    admissible[0] = [*admissible[0], *many]
+    monkeypatch.setattr(embedder, "rows", lambda ids: (gathered.append(ids.numel()), rows(ids))[1])
+    for fit in ("head", "temperature"):
+        fit_embed_prior(embedder, walks._replace(admissible=admissible), fit=fit, epochs=1)
+    assert max(gathered) <= 64 * len(admissible[0]) < len(admissible) * len(admissible[0]) / 2
+
+
 def test_what_generalises_to_nothing_leaves_the_prior_as_it_was(shared):
     walks = house(6)
     # choices at random: the head can only learn the fitted ones by heart
@@ -225,6 +236,18 @@ def test_mutated_walkthroughs_are_read_or_refused_by_a_typed_error(tmp_path, req
             except LagoError:
                 outcomes["refused"] += 1
     assert min(outcomes.values()) > 0
+
+
+@pytest.mark.parametrize("between", ["\u2028", "\x85", "\u2029", "\x0b", "\x1c"])
+def test_a_step_is_a_line_whatever_other_line_ends_its_texts_hold(tmp_path, between):
+    step = {"instruction": "find", "observation": f"a{between}b", "admissible": ["go"], "choice": 0, "episode_id": 0}
+    text = json.dumps(step, ensure_ascii=False).replace("\\u000b", between).replace("\\u001c", between)
+    (tmp_path / "steps.jsonl").write_text(f"{text}\n{text}\r\n", encoding="utf-8", newline="")
+    if between in "\u2028\x85\u2029":
+        assert read_steps(tmp_path / "steps.jsonl").observation == [f"a{between}b"] * 2
+    else:  # which JSON wants escaped
+        with pytest.raises(DemonstrationError, match="cannot be read"):
+            read_steps(tmp_path / "steps.jsonl")
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])

@@ -227,6 +227,14 @@ def test_values_that_cannot_be_honoured_are_refused(changes, says, clones, encod
         fit_prior(*clones, texts, backbone=encoder, **changes)
 
 
+@pytest.mark.parametrize(
+    "gaussian", [{"std": "fixed"}, {"std_init": 9.0}, {"std_floor": 0.0}, {"action_low": -7.0}, {"action_high": [1.0]}]
+)
+def test_settings_of_a_gaussian_are_refused_for_choices(gaussian, choices, encoder, texts):
+    with pytest.raises(UnsupportedArgument, match=f"{next(iter(gaussian))}: .*categorical"):
+        fit_prior(*choices, texts, backbone=encoder, **gaussian)
+
+
 def test_bad_demonstrations_are_refused(clones, encoder, texts):
     with pytest.raises(DemonstrationError, match="outside of action_low"):
         fit_prior(*clones._replace(actions=clones.actions * 3), texts, backbone=encoder)
