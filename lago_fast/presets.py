@@ -23,7 +23,7 @@ class EnvSettings:
 
     env: Literal["metaworld", "clevr-robot"] = "metaworld"  # the environment
     tasks: tuple[str, ...] = TASKS  # names such as drawer-open push; Meta-World v3 has 50, CLEVR-Robot 7 families
-    eval_tasks: tuple[str, ...] = ()  # tasks that are evaluated, whose words are known too; none: those of training
+    eval_tasks: tuple[str, ...] = ()  # tasks that are evaluated, whose words are known too; none: those trained on
     sample_actions: bool = False  # evaluate policies and priors by drawing their actions, not by the likeliest
     num_envs: int = 48  # simulators side by side, in all; a multiple of the number of tasks
     max_episode_steps: int = 200  # steps per episode; Meta-World's own limit is 500, KALM's Meta-World data use 100
@@ -88,17 +88,17 @@ class TrainSettings:
     kl_coef: float = 1.2  # weight of the KL to the prior at the start
     kl_coef_end: float = 0.04  # weight that it falls to, linearly in the steps, and keeps to the end
     kl_coef_until: float = 0.25  # share of the steps after which --kl-coef-end is reached
-    kl_direction: Literal["policy_prior", "prior_policy"] = "policy_prior"  # or prior_policy, KL(prior || policy)
-    guard: bool = True  # let the KL of a task count only where the prior does better than the policy
+    kl_direction: Literal["policy_prior", "prior_policy"] = "policy_prior"  # the KL from policy to prior, or back
+    guard: bool = True  # True: a task's KL counts only where the prior does better than the policy; False: always
     guard_floor: float = 1.0  # share of the KL that a prior which once did keeps, should the policy pass it
-    guard_imitate: bool = True  # fit the policy to such a prior on the prior's own episodes, once
+    guard_imitate: bool = True  # True: fit the policy to such a prior on its own episodes, once; False: do not
     # passes over what the amortised student was taught, on which the policy is fitted to it; 0: on its episodes alone
     imitate_passes: int = 0
     prior_mode: Literal["exact", "amortised"] = "exact"  # ask the language model itself, or the fast student
     # collect the next rollout while the policy is updated: it is learnt from one update late
     overlap: Literal["none", "update"] = "none"
     cuda_graph: bool = False  # replay a minibatch's gradient step as one CUDA graph
-    impl: Literal["auto", "reference", "inductor", "cpp", "triton", "cuda"] = "auto"  # of the loss
+    impl: Literal["auto", "reference", "inductor", "cpp", "triton", "cuda"] = "auto"  # who computes the loss
     device: str = "cpu"  # cpu, cuda, or auto for CUDA where there is one
 
 
@@ -113,7 +113,7 @@ class Experiment:
     demos: DemoSettings = field(default_factory=DemoSettings)
     prior: PriorSettings = field(default_factory=PriorSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
-    measure_baselines: bool = True  # time bare stepping, SB3 on Python Meta-World, and SB3 on the SB3 lane too
+    measure_baselines: bool = True  # True: time bare stepping, SB3 on Python Meta-World, and SB3 on the SB3 lane too
 
 
 # what CLEVR-Robot starts from: trained on the real goals and wordings, evaluated on every split

@@ -522,6 +522,7 @@ def test_eval_repeats_itself(run, tmp_path):
 def test_eval_refuses_what_it_cannot_play(run, refused, tmp_path):
     assert "tasks, prior_mode" in refused("eval", run, "--tasks", "push")
     assert "PriorMismatch" in refused("eval", tmp_path)
+    assert "path: " in refused("eval", tmp_path / "nowhere")
     assert "episodes: 0" in refused("eval", run, "--episodes", 0)
     copy = shutil.copytree(run, tmp_path / "copy")
     (copy / "instruction_table.npy").unlink()

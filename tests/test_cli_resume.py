@@ -36,7 +36,7 @@ def wait_for(folder, iteration):
 
 @pytest.mark.slow
 def test_killed_terminated_and_finished(tmp_path):
-    out = tmp_path / "run"
+    out = tmp_path / "a run"
     process = start(*SETTINGS, "--checkpoint-every", 1, "--out", out)
     wait_for(out, 3)
     process.kill()
@@ -49,7 +49,7 @@ def test_killed_terminated_and_finished(tmp_path):
     process.send_signal(signal.SIGTERM)
     told = process.communicate()[1]
     assert process.returncode == 143
-    assert f"go on with: lago train --resume --out {out}" in told
+    assert f"go on with: lago train --resume --out '{out}'" in told
     assert not (out / "model.zip").exists()
     stopped = newest(out / "checkpoints")[1].figures["iterations"]
 

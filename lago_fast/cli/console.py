@@ -1,8 +1,10 @@
 """What the commands print: tables to standard output; progress, log lines and errors to standard error."""
 
 import logging
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +21,11 @@ from rich.table import Table
 
 FILE_WIDTH = 120  # of tables that go to a file or a pipe
 Advance = Callable[[str, float, float], None]  # what is being done, how much of it is done, how much there is
+
+
+def quoted(path: Path) -> str:
+    """Return a path as a shell reads it."""
+    return shlex.quote(str(path))
 
 
 def say(text: str) -> None:

@@ -88,7 +88,7 @@ class Demos(Command):
             rows.append((task, len(episodes), int(mine.sum()), success))
         console.print_table("demonstrations", ("task", "episodes", "steps", "success"), rows)
         env = "" if self.env == EnvSettings.env else f"--env {self.env} "
-        console.say(f"written to {path}; next: lago fit-prior {env}--demos {self.out} --out runs/prior")
+        console.say(f"written to {path}; next: lago fit-prior {env}--demos {console.quoted(self.out)} --out runs/prior")
 
     def _measure(self) -> None:
         from lago_fast.demos import expert_table

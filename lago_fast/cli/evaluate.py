@@ -60,6 +60,8 @@ class Evaluate(Command):
         for name, path in (("json", self.json), ("video", self.video)):
             if path is not None and path.exists():
                 raise RunExists(f"{name}: {path} exists already; name another file")
+        if not self.path.is_dir():
+            raise UnsupportedArgument(f"path: {self.path} is no folder; name one of `lago train` or `lago fit-prior`")
         device = inputs.check_device(self.device)
         player = self._run_player(device) if runs.is_run(self.path) else self._prior_player(device)
         self._film(player)

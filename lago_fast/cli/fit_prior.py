@@ -173,7 +173,7 @@ class FitPrior(Command):
             student.save(self.out / inputs.STUDENT)
             console.print_facts("student", student.metrics)
         env = "" if self.env == EnvSettings.env else f"--env {self.env} "
-        console.say(f"written to {self.out}; next: lago train {env}--prior {self.out} --out runs/lago")
+        console.say(f"written to {self.out}; next: lago train {env}--prior {console.quoted(self.out)} --out runs/lago")
 
     def _gaussian(self, demos: "Demonstrations") -> dict[str, Any]:
         """Return what a fit to continuous actions is told; UnsupportedArgument where it would be ignored."""

@@ -113,7 +113,7 @@ class Train(Command):
                     checkpoint_every=self.checkpoint_every,
                 )
         except SystemExit:
-            console.hint(f"go on with: lago train --resume --out {self.out}")
+            console.hint(f"go on with: lago train --resume --out {console.quoted(self.out)}")
             raise
         stages = report.stages([result.stage_s])
         runs.note(folder, implementations=result.model.impls, overlap=result.model.overlap, stages=stages)
@@ -128,7 +128,7 @@ class Train(Command):
             console.say(f"student to prior: {result.audit_kl_nats:.3f} nats on average")
         speed = result.env_steps / result.wall_s
         console.say(f"{result.env_steps:,} steps in {result.wall_s:.0f} s, {speed:,.0f} per second")
-        console.say(f"written to {folder}; next: lago eval {self.out}")
+        console.say(f"written to {folder}; next: lago eval {console.quoted(self.out)}")
 
     def _opened(self, train: TrainSettings, prior: Any, table: "np.ndarray | None", encoder: Any) -> Path:
         """Make the run folder, with all settings in it."""

@@ -238,6 +238,8 @@ def test_settings_of_a_gaussian_are_refused_for_choices(gaussian, choices, encod
 def test_bad_demonstrations_are_refused(clones, encoder, texts):
     with pytest.raises(DemonstrationError, match="outside of action_low"):
         fit_prior(*clones._replace(actions=clones.actions * 3), texts, backbone=encoder)
+    with pytest.raises(UnsupportedArgument, match="instructions: 'balance' is one text"):
+        fit_prior(*clones, "balance", backbone=encoder)
     with pytest.raises(UnsupportedArgument, match="by name"):
         fit_prior(*clones, texts, backbone=find_backbone(encoder), random_init=True)
 
