@@ -156,8 +156,6 @@ def fit_prior(
     if not 0 <= val_fraction < 1 or min(weight_decay, input_noise, wording_noise, trust_rows) < 0:
         names = "weight_decay, input_noise, wording_noise, trust_rows"
         raise UnsupportedArgument(f"val_fraction: 0 <= f < 1; {names}: not negative")
-    if isinstance(instructions, str):
-        raise UnsupportedArgument(f"instructions: {instructions!r} is one text; give a list of them")
     rows, kind = check_rows(states, actions, instruction_id, episode_id, task_id, kind, len(instructions))
     _check_unset(kind, std=std, std_init=std_init, std_floor=std_floor, action_low=action_low, action_high=action_high)
     if loss == "mse" and (kind == "categorical" or std == "state_dependent"):

@@ -79,8 +79,8 @@ class LatentActionPrior(nn.Module):
         prefix_kv: bool | None = None,
     ) -> None:
         super().__init__()
-        if len(set(instructions)) != len(instructions):
-            raise PriorMismatch("instructions: a text occurs twice; give each text one id")
+        if isinstance(instructions, str) or len(set(instructions)) != len(instructions):
+            raise PriorMismatch("instructions: one text alone, or one that occurs twice; give a list, each text once")
         if type(query_batch_size) is not int or query_batch_size < 1:
             raise UnsupportedArgument(f"query_batch_size: {query_batch_size!r}; give a number of rows, at least 1")
         self.config, self.reference = config, backbone.reference()

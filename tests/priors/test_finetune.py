@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lago_fast.errors import DemonstrationError, TrainablePrior, UnsupportedArgument
+from lago_fast.errors import DemonstrationError, PriorMismatch, TrainablePrior, UnsupportedArgument
 from lago_fast.priors import finetune, fit_passes
 from lago_fast.priors.backbone import find_backbone
 from lago_fast.priors.base import PriorOutput, check_frozen
@@ -238,8 +238,8 @@ def test_settings_of_a_gaussian_are_refused_for_choices(gaussian, choices, encod
 def test_bad_demonstrations_are_refused(clones, encoder, texts):
     with pytest.raises(DemonstrationError, match="outside of action_low"):
         fit_prior(*clones._replace(actions=clones.actions * 3), texts, backbone=encoder)
-    with pytest.raises(UnsupportedArgument, match="instructions: 'balance' is one text"):
-        fit_prior(*clones, "balance", backbone=encoder)
+    with pytest.raises(PriorMismatch, match="instructions: one text alone"):
+        fit_prior(*clones, "stir", backbone=encoder)
     with pytest.raises(UnsupportedArgument, match="by name"):
         fit_prior(*clones, texts, backbone=find_backbone(encoder), random_init=True)
 
