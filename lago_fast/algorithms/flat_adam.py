@@ -21,6 +21,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 class _Gathered(NamedTuple):
     params: list[nn.Parameter]
+    grads: list[Tensor]  # of these, inside of the block
     block: ops.AdamBlock  # what each parameter, gradient and moment is a view of
     addresses: list[tuple[int, int]]  # of each parameter and its gradient inside of the block
 
@@ -56,6 +57,8 @@ class FlatAdam(torch.optim.Adam):
         """Set all gradients to zero; they stay in the block, whatever `set_to_none` says."""
         if self._gathered is None:
             super().zero_grad(set_to_none)
+        elif all(p.grad is grad for p, grad in zip(self._gathered.params, self._gathered.grads, strict=True)):
+            self._gathered.block.grad.zero_()
         else:
             self.gather().grad.zero_()
 
@@ -129,7 +132,8 @@ class FlatAdam(torch.optim.Adam):
             p.data, p.grad = own.view_as(p), own_grad.view_as(p)
             self.state[p] = {"step": step.clone(), **{k: t.view_as(p) for k, t in zip(MOMENTS, averages, strict=True)}}
         step = step.to(parameter.device, copy=True)
-        return _Gathered(params, ops.AdamBlock(parameter, grad, exp_avg, exp_avg_sq, step), _addresses(params))
+        grads = [p.grad for p in params if p.grad is not None]
+        return _Gathered(params, grads, ops.AdamBlock(parameter, grad, exp_avg, exp_avg_sq, step), _addresses(params))
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
