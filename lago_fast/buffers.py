@@ -86,13 +86,48 @@ class RolloutBuffer:
         self.prior_outputs = tuple(rows(width) for width in policy_widths)
         self.advantages, self.returns = rows(), rows()
         self.trust: Tensor | None = None  # [T, N], the prior's own, where it has one
+        self._views = self._seen_by_numpy()
         self.kl_weight: Tensor | None = None  # [T, N], a guard's
 
-    def store_observation(self, t: int, observation: Any, envs: slice = slice(None)) -> Observations:
-        """Store what the policy sees of `envs` at step t, [n, ...] or a dictionary of such; return it as tensors."""
-        for column, array in self._pairs(observation):
-            put(array, column[t, envs])
-        return self.observation_at(t, envs)
+    def _seen_by_numpy(self) -> dict[str, np.ndarray]:
+        """Return the columns that a step is written to as arrays of the same memory; none on a GPU.
+
+        After a simulator has had the cores, each of torch's calls costs tens of microseconds; one of numpy's does not.
+        """
+        names = ("rewards", "terminated", "truncated", "valid", "instruction_id", "actions")
+        columns: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if isinstance(self.observations, Tensor):
+            columns["observations"] = self.observations
+        return {name: column.numpy() for name, column in columns.items()} if self.device.type == "cpu" else {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle or a copy keeps; arrays of the same memory would not be such any more."""
+        return {name: value for name, value in self.__dict__.items() if name != "_views"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._views = self._seen_by_numpy()
+
+    def write(self, name: str, t: int, array: np.ndarray, envs: slice = slice(None)) -> None:
+        """Copy an array [n, ...] to the column `name` of some envs at step t."""
+        if name in self._views:
+            self._views[name][t, envs] = array
+        else:
+            put(array, getattr(self, name)[t, envs])
+
+    def actions_at(self, t: int, envs: slice = slice(None)) -> np.ndarray:
+        """Return a copy of the actions of some envs at step t, [n, ...]."""
+        if "actions" in self._views:
+            return self._views["actions"][t, envs].copy()
+        return self.actions[t, envs].cpu().numpy()
+
+    def store_observation(self, t: int, observation: Any, envs: slice = slice(None)) -> None:
+        """Store what the policy sees of `envs` at step t, [n, ...] or a dictionary of such."""
+        if isinstance(self.observations, Tensor):
+            self.write("observations", t, observation, envs)
+            return
+        for key, column in self.observations.items():
+            put(observation[key], column[t, envs])
 
     def observation_at(self, t: int, envs: slice = slice(None)) -> Observations:
         """Return what the policy saw of `envs` at step t."""
@@ -106,11 +141,6 @@ class RolloutBuffer:
 
     def _like(self, array: np.ndarray, column: Tensor) -> Tensor:
         return torch.as_tensor(array, device=self.device, dtype=column.dtype)
-
-    def _pairs(self, observation: Any) -> list[tuple[Tensor, np.ndarray]]:
-        if isinstance(self.observations, dict):
-            return [(column, observation[key]) for key, column in self.observations.items()]
-        return [(self.observations, observation)]
 
     def bootstrap(self, last_values: Tensor, terminal_values: list[tuple[int, Tensor, Tensor]]) -> None:
         """Fill `next_values` from the stored values.

@@ -1,5 +1,8 @@
 """Storage: every row once, in SB3's order, invalid rows weightless, bootstrap values where they belong."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -60,3 +63,33 @@ def test_an_array_is_put_onto_a_gpu_without_waiting():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert column[1].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda buffer: pickle.loads(pickle.dumps(buffer))])
+def test_what_is_written_to_a_copy_is_in_the_copy_alone(copied):
+    buffer = filled()
+    before = {name: getattr(buffer, name).clone() for name in ("rewards", "observations")}
+    other = copied(buffer)
+    other.write("rewards", 1, np.full(3, 9.0))
+    other.store_observation(2, np.full((2, 2), 8.0), slice(1, 3))
+    assert (other.rewards[1] == 9).all()
+    assert (other.observations[2, 1:] == 8).all()
+    for name, column in before.items():
+        torch.testing.assert_close(getattr(buffer, name), column)
+
+
+def test_actions_are_handed_out_as_a_copy():
+    buffer = filled()
+    buffer.actions[1, 2] = 5.0
+    actions = buffer.actions_at(1, slice(1, 3))
+    buffer.actions.zero_()
+    assert actions.tolist() == [[0.0], [5.0]]
+
+
+def test_observations_of_a_dictionary_are_stored_key_by_key():
+    example = {"a": np.zeros(2, np.float32), "b": np.zeros(3, np.uint8)}
+    buffer = RolloutBuffer(2, 3, example, (), torch.int64, (4,), torch.device("cpu"))
+    buffer.store_observation(1, {"a": np.ones((3, 2)), "b": np.full((3, 3), 7)})
+    assert (buffer.observations["a"][1] == 1).all()
+    assert (buffer.observations["b"][1] == 7).all()
+    assert (buffer.observations["b"][0] == 0).all()

@@ -11,6 +11,7 @@
 
 #include "bindings/parts.h"
 #include "bindings/pointers.h"
+#include "ops/act_gaussian.h"
 #include "ops/adam.h"
 #include "ops/mlp.h"
 #include "ops/take_rows.h"
@@ -100,6 +101,29 @@ class Networks {
     lago::UnsafeMlpForward(networks_, in, n, With(threads), work, out);
   }
 
+  // The two networks say mean and value; whose places are where the actor stores its answers.
+  void ActGaussian(const std::array<std::uintptr_t, 9>& at, std::int64_t rows, int threads) const {
+    if (networks_.size() != 2 || networks_[1].back().out != 1) {
+      throw std::invalid_argument("networks: expected an actor and a critic");
+    }
+    const std::size_t n = Count(rows, "rows"), dims = networks_[0].back().out;
+    const auto* in = Pointer<const float>(at[0], n * networks_.front().front().in, "observations");
+    auto* work = Pointer<float>(at[1], lago::MlpWorkspace(networks_, n), "workspace");
+    auto* mean = Pointer<float>(at[2], n * dims, "mean");
+    auto* values = Pointer<float>(at[3], n, "values");
+    const lago::GaussianAct act{mean,
+                                Pointer<const float>(at[4], dims, "log_std"),
+                                Pointer<const float>(at[5], n * dims, "noise"),
+                                Pointer<float>(at[6], n * dims, "actions"),
+                                Pointer<float>(at[7], n, "log_prob"),
+                                Pointer<float>(at[8], n * dims, "log_std_rows"),
+                                n,
+                                dims};
+    py::gil_scoped_release released;
+    lago::UnsafeMlpForward(networks_, in, n, With(threads), work, {mean, values});
+    lago::UnsafeActGaussian(act);
+  }
+
   void Backward(std::int64_t rows, std::uintptr_t workspace, const std::vector<std::uintptr_t>& output_grads,
                 int threads) const {
     if (!has_grads_) throw std::invalid_argument("weight_grad: these networks were given none");
@@ -142,6 +166,7 @@ void BindUpdate(py::module_& m) {
       .def("workspace", &Networks::Workspace, py::arg("rows"))
       .def("forward", &Networks::Forward, py::arg("x_ptr"), py::arg("rows"), py::arg("workspace_ptr"),
            py::arg("output_ptrs"), py::arg("threads"))
+      .def("act_gaussian", &Networks::ActGaussian, py::arg("at"), py::arg("rows"), py::arg("threads"))
       .def("backward", &Networks::Backward, py::arg("rows"), py::arg("workspace_ptr"),
            py::arg("output_grad_ptrs"), py::arg("threads"));
 }

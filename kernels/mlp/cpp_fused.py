@@ -4,6 +4,7 @@ Both passes keep what they need in one workspace: a pass allocates its outputs a
 Native side: csrc/ops/mlp.cc. Test: pytest tests/kernels/test_mlp.py
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lago_fast import _C
 
-from .reference import ACTIVATIONS, Activation, Layer
+from .reference import ACTIVATIONS, ActColumns, Activation, Layer
 
 
 def _address(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> int:
@@ -87,3 +88,64 @@ class Networks:
             for grad, width in zip(output_grads, self.outputs, strict=True)
         ]
         self._native.backward(self._rows, self._workspace.data_ptr(), addresses, torch.get_num_threads())
+
+
+class GaussianActor:
+    """Acts for some envs at a step whose observations are stored, and stores what it says there, in one call.
+
+    Args:
+        networks: the actor's mean and the critic.
+        log_std: [D] float32, of all states; read anew at each call, where it lies now.
+        columns: of the rollout, float32 and contiguous, written where they lie.
+
+    Raises:
+        ValueError: a tensor on another device, of another dtype or shape.
+    """
+
+    def __init__(self, networks: Networks, log_std: Tensor, columns: ActColumns) -> None:
+        steps, self._envs = columns.values.shape
+        wide, flat = (steps, self._envs, networks.outputs[0]), (steps, self._envs)
+        shapes = ((steps, self._envs, networks.inputs), wide, wide, wide, flat, flat)
+        places = [
+            (_address(name, column, shape), 4 * math.prod(shape[2:]))
+            for (name, column), shape in zip(columns._asdict().items(), shapes, strict=True)
+        ]
+        self._observations, self._mean, self._log_stds, self._actions, self._values, self._log_prob = places
+        self._log_std = _address("log_std", log_std, wide[2:])
+        self._kept = networks, log_std, columns  # alive as long as their addresses are used
+        self._native, self._steps = networks._native, steps
+        self._own: dict[int, tuple[Tensor, Tensor]] = {}  # by the number of rows: noise, workspace
+
+    def act(self, t: int, rows: slice, generator: torch.Generator | None = None) -> None:
+        """Act for the envs `rows` at step t; None: noise of torch's own generator.
+
+        Raises ValueError for a step that there is not, or rows that do not follow one another.
+        """
+        start, stop, stride = rows.indices(self._envs)
+        if not 0 <= t < self._steps or stride != 1:
+            raise ValueError(f"t, rows: {t}, {rows}; expected a step below {self._steps} and rows in a row")
+        count, first = max(0, stop - start), t * self._envs + start
+        if count not in self._own:
+            noise = torch.empty((count, self._mean[1] // 4))
+            self._own[count] = noise, torch.empty(self._native.workspace(count))
+        noise, workspace = self._own[count]
+        noise.normal_(generator=generator)
+
+        def at(place: tuple[int, int]) -> int:
+            return place[0] + first * place[1]
+
+        self._native.act_gaussian(
+            (
+                at(self._observations),
+                workspace.data_ptr(),
+                at(self._mean),
+                at(self._values),
+                self._log_std,
+                noise.data_ptr(),
+                at(self._actions),
+                at(self._log_prob),
+                at(self._log_stds),
+            ),
+            count,
+            torch.get_num_threads(),
+        )

@@ -4,12 +4,14 @@ Between two layers stands an activation; the last layer is linear. PyTorch's aut
 Test: pytest tests/kernels/test_mlp.py
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 Activation = Literal["tanh", "relu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 
@@ -55,3 +57,37 @@ class Networks:
         for target, grad in zip([t for layer in trained for t in layer[2:]], grads, strict=True):
             assert target is not None
             target.copy_(grad)
+
+
+class ActColumns(NamedTuple):
+    """Where a rollout keeps what an actor with a diagonal Gaussian sees and says; T steps of N envs."""
+
+    observations: Tensor  # [T, N, I]
+    mean: Tensor  # [T, N, D]
+    log_std: Tensor  # [T, N, D]
+    actions: Tensor  # [T, N, D]
+    values: Tensor  # [T, N]
+    log_prob: Tensor  # [T, N]
+
+
+class GaussianActor:
+    """Acts for some envs at a step whose observations are stored, and stores what it says there.
+
+    Args:
+        networks: the actor's mean and the critic.
+        log_std: [D], of all states.
+        columns: of the rollout.
+    """
+
+    def __init__(self, networks: Networks, log_std: Tensor, columns: ActColumns) -> None:
+        self.networks, self.log_std, self.columns = networks, log_std.detach(), columns
+
+    def act(self, t: int, rows: slice, generator: torch.Generator | None = None) -> None:
+        """Act for the envs `rows` at step t; None: noise of torch's own generator."""
+        c = self.columns
+        mean, values = self.networks.forward(c.observations[t, rows])
+        noise = torch.empty_like(mean).normal_(generator=generator)
+        log_prob = (-0.5 * noise.square() - self.log_std - HALF_LOG_TWO_PI).sum(dim=-1)
+        said = (mean, self.log_std, mean + self.log_std.exp() * noise, values.flatten(), log_prob)
+        for column, answer in zip(c[1:], said, strict=True):
+            column[t, rows] = answer

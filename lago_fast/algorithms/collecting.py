@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lago_fast import ops
 from lago_fast.algorithms.captured import CapturedStep
-from lago_fast.algorithms.heads import CategoricalHead, PolicysOwnHead, TextHead, make_head
+from lago_fast.algorithms.heads import CategoricalHead, GaussianHead, PolicysOwnHead, TextHead, make_head
 from lago_fast.algorithms.kl_coefficient import KLCoefficient
 from lago_fast.algorithms.lanes import LaneStep, bounded_actions, episode_info
 from lago_fast.algorithms.micro_batches import Halving
@@ -27,7 +27,7 @@ from lago_fast.algorithms.prior_query import check_support, query_prior
 from lago_fast.algorithms.stage_clock import StageClock
 from lago_fast.algorithms.stepping import steps, torch_threads_beside
 from lago_fast.algorithms.workers import name_env
-from lago_fast.buffers import Observations, map_observations, put
+from lago_fast.buffers import Observations, map_observations
 from lago_fast.errors import NonFiniteError, UnsupportedArgument
 from lago_fast.priors.base import ActionPrior
 
@@ -81,6 +81,9 @@ class CollectingPPO(OverlappingPPO):
             rollout = steps(self._lane, act, n_rollout_steps, self._last_obs, self._instruction_id, clock)
         else:
             rollout = self._replayed(ahead)
+        # all at once: a call of torch's costs several times as much between two steps of a simulator
+        seen = [buffer.observation_at(t) for t in range(n_rollout_steps)]
+        said = list(zip(buffer.values[..., None], buffer.log_probs, strict=True))
         try:
             with closing(rollout), torch_threads_beside(self._lane):
                 for n_steps in range(n_rollout_steps):
@@ -89,8 +92,7 @@ class CollectingPPO(OverlappingPPO):
                     # under the names by which callbacks read them in Stable-Baselines3, and the episodes that ended
                     dones, episodes = step.terminated | step.truncated, step.episodes
                     new_obs, rewards, infos = step.observation, step.reward, step.infos
-                    obs_tensor = buffer.observation_at(n_steps)
-                    values, log_probs = buffer.values[n_steps][:, None], buffer.log_probs[n_steps]
+                    obs_tensor, (values, log_probs) = seen[n_steps], said[n_steps]
                     callback.update_locals(locals())
                     if not callback.on_step():
                         return False
@@ -132,13 +134,10 @@ class CollectingPPO(OverlappingPPO):
             self.ep_info_buffer.append(episode_info(episode, self.start_time / 1e9))  # type: ignore[union-attr]
         self.ep_success_buffer.extend(step.successes)  # type: ignore[union-attr]
         buffer = self._buffer
-        for column, array in (
-            (buffer.rewards, step.reward),
-            (buffer.terminated, step.terminated),
-            (buffer.truncated, step.truncated),
-            (buffer.valid, step.valid),
-        ):
-            put(array, column[t])
+        buffer.write("rewards", t, step.reward)
+        buffer.write("terminated", t, step.terminated)
+        buffer.write("truncated", t, step.truncated)
+        buffer.write("valid", t, step.valid)
         self.stage_clock.lap("transfer")
         if len(step.replaced):
             self._check_last(step.last_observation, step.replaced, t)
@@ -218,18 +217,20 @@ class CollectingPPO(OverlappingPPO):
         if self.use_sde and self.sde_sample_freq > 0 and t % self.sde_sample_freq == 0:
             self.policy.reset_noise(self.n_envs)
         buffer, clock = actor.buffer, actor.clock
-        put(instruction_id, buffer.instruction_id[t, rows])
-        observations = buffer.store_observation(t, observation, rows)
+        buffer.write("instruction_id", t, instruction_id, rows)
+        buffer.store_observation(t, observation, rows)
         clock.lap("transfer")
-        acted = actor.head.act(observations, actor.generator)
+        head = actor.head
+        if not (isinstance(head, GaussianHead) and head.act_into(buffer, t, rows, actor.generator)):
+            acted = head.act(buffer.observation_at(t, rows), actor.generator)
+            for column, output in zip(
+                (buffer.actions, buffer.values, buffer.log_probs, *buffer.policy_outputs),
+                (acted.actions, acted.values, acted.log_prob, *acted.outputs),
+                strict=True,
+            ):
+                column[t, rows] = output
         clock.lap("policy")
-        for column, output in zip(
-            (buffer.actions, buffer.values, buffer.log_probs, *buffer.policy_outputs),
-            (acted.actions, acted.values, acted.log_prob, *acted.outputs),
-            strict=True,
-        ):
-            column[t, rows] = output
-        actions = acted.actions.cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+        actions = buffer.actions_at(t, rows).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
         bounded = bounded_actions(actor.head.policy, actions)
         clock.lap("transfer")
         return actions, bounded

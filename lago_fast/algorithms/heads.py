@@ -19,7 +19,7 @@ from torch import Tensor
 from lago_fast import ops
 from lago_fast.algorithms.networks import PolicyNetworks
 from lago_fast.algorithms.text_policy import TextActionPolicy
-from lago_fast.buffers import Observations, RolloutBatch
+from lago_fast.buffers import Observations, RolloutBatch, RolloutBuffer
 from lago_fast.errors import PriorMismatch
 from lago_fast.priors.base import PriorOutput
 
@@ -67,6 +67,18 @@ class GaussianHead:
         noise = torch.empty_like(mean).normal_(generator=generator)
         log_prob = (-0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
         return mean + log_std.exp() * noise, log_prob
+
+    def act_into(self, buffer: RolloutBuffer, t: int, rows: slice, generator: torch.Generator | None = None) -> bool:
+        """Act for envs whose observations are stored at step t, and store what is said there.
+
+        Returns:
+            False, and nothing is done, where only `act` can.
+        """
+        actor = self.networks.actor_on(buffer, self.policy.log_std)
+        if actor is None:
+            return False
+        actor.act(t, rows, generator)
+        return True
 
     def prior_outputs(self, prior: PriorOutput) -> tuple[Tensor, ...]:
         """Return the prior's (mean, log_std), [B, D] each."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lago_fast import ops
 from lago_fast.algorithms.flat_adam import FlatAdam
-from lago_fast.buffers import Observations
+from lago_fast.buffers import Observations, RolloutBuffer
 
 ACTIVATIONS: dict[type[nn.Module], ops.Activation] = {nn.Tanh: "tanh", nn.ReLU: "relu"}
 Linears = list[nn.Linear]
@@ -33,11 +33,12 @@ class PolicyNetworks:
     def __init__(self, policy: ActorCriticPolicy, impl: str) -> None:
         self.policy, self.impl = policy, impl
         self._native: ops.MLPNetworks | None = None
+        self._actor: tuple[tuple[int, int, int], ops.GaussianActor] | None = None
         self._addresses: list[int] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle or a copy keeps; native networks hold addresses, and are made anew by `refresh`."""
-        return {**self.__dict__, "_native": None, "_addresses": []}
+        return {**self.__dict__, "_native": None, "_actor": None, "_addresses": []}
 
     @property
     def native(self) -> bool:
@@ -62,6 +63,18 @@ class PolicyNetworks:
             ]
             self._native = ops.networks(layers, activation, impl=self.impl)
             self._addresses = addresses
+
+    def actor_on(self, buffer: RolloutBuffer, log_std: Tensor) -> ops.GaussianActor | None:
+        """Return what acts on rows of `buffer` by a Gaussian of this log std [D]; None where native code does not."""
+        if self._native is None or not isinstance(buffer.observations, Tensor):
+            return None
+        made_of = (id(self._native), id(buffer), log_std.data_ptr())  # the actor keeps all of them alive
+        if self._actor is None or self._actor[0] != made_of:
+            mean, log_stds = buffer.policy_outputs
+            columns = (buffer.observations.flatten(2), mean, log_stds, buffer.actions, buffer.values, buffer.log_probs)
+            actor = ops.gaussian_actor(self._native, log_std.detach(), ops.ActColumns(*columns), impl=self.impl)
+            self._actor = made_of, actor
+        return self._actor[1]
 
     def leave_to_modules(self) -> None:
         """Let PyTorch's modules compute both passes until the next `refresh`."""

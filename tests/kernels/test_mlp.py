@@ -160,3 +160,91 @@ def test_the_door_chooses():
     layers = [draw((4, 2))]
     assert isinstance(ops.networks(layers, "tanh"), cpp_fused.Networks)
     assert isinstance(ops.networks(layers, "tanh", impl="reference"), reference.Networks)
+
+
+def columns_of(steps, envs, inputs, dims):
+    """Return a rollout's columns, poisoned but for the observations."""
+    wide, flat = torch.full((steps, envs, dims), torch.nan), torch.full((steps, envs), torch.nan)
+    seen = torch.randn(steps, envs, inputs)
+    return ops.ActColumns(seen, wide, wide.clone(), wide.clone(), flat, flat.clone())
+
+
+def acted(implementation, networks, columns, log_std, calls):
+    actor = implementation.GaussianActor(implementation.Networks(networks, "tanh"), log_std, columns)
+    generator = torch.Generator().manual_seed(3)
+    for t, rows in calls:
+        actor.act(t, rows, generator)
+    return columns[1:]
+
+
+@pytest.mark.parametrize(("envs", "dims"), [(1, 1), (7, 3), (64, 4), (65, 17)])
+def test_an_actor_stores_what_the_definition_stores_and_nothing_else(envs, dims):
+    networks = [draw((5, 16, dims), seed=1), draw((5, 16, 1), seed=2)]
+    log_std = torch.linspace(-3, 1, dims)
+    half = envs // 2
+    calls = [(0, slice(None)), (2, slice(0, half)), (2, slice(half, envs))]
+    columns = columns_of(3, envs, 5, dims)
+    exact = [c.double() for c in columns]
+    truth = acted_on_double(networks, exact, log_std.double(), calls)
+    ours = acted(cpp_fused, networks, columns, log_std, calls)
+    for right, found in zip(truth, ours, strict=True):
+        assert found[1].isnan().all()
+        torch.testing.assert_close(found.double(), right, rtol=2e-6, atol=2e-6, equal_nan=True)
+
+
+def acted_on_double(networks, columns, log_std, calls):
+    """Return the definition's answers in float64, to noise that is drawn in float32."""
+    drawn = torch.Generator().manual_seed(3)
+    with_noise = ops.ActColumns(*columns)
+    mlps = reference.Networks(in_double(networks), "tanh")
+    for t, rows in calls:
+        mean, values = mlps.forward(with_noise.observations[t, rows])
+        noise = torch.empty(mean.shape).normal_(generator=drawn).double()
+        normal = torch.distributions.Normal(mean, log_std.exp().expand_as(mean))
+        actions = mean + log_std.exp() * noise
+        said = (mean, log_std, actions, values.flatten(), normal.log_prob(actions).sum(-1))
+        for column, answer in zip(with_noise[1:], said, strict=True):
+            column[t, rows] = answer
+    return with_noise[1:]
+
+
+def test_the_definition_of_an_actor_is_what_torch_says():
+    networks = [draw((5, 16, 4), seed=1), draw((5, 16, 1), seed=2)]
+    log_std, calls = torch.tensor([-1.0, 0.0, 0.5, -3.0]), [(0, slice(0, 8)), (1, slice(8, 9))]
+    columns = columns_of(2, 9, 5, 4)
+    exact = [c.double() for c in columns]
+    truth = acted_on_double(networks, exact, log_std.double(), calls)
+    for right, found in zip(truth, acted(reference, networks, columns, log_std, calls), strict=True):
+        torch.testing.assert_close(found.double(), right, rtol=2e-6, atol=2e-6, equal_nan=True)
+
+
+def test_an_actor_follows_the_log_std_where_it_lies():
+    networks, log_std = [draw((5, 4), seed=1), draw((5, 1), seed=2)], torch.zeros(4)
+    columns = columns_of(2, 6, 5, 4)
+    actor = cpp_fused.GaussianActor(cpp_fused.Networks(networks, "tanh"), log_std, columns)
+    actor.act(0, slice(None))
+    log_std.fill_(-20.0)
+    actor.act(1, slice(None))
+    assert (columns.actions[0] - columns.mean[0]).abs().max() > 0.1
+    torch.testing.assert_close(columns.actions[1], columns.mean[1])
+
+
+def test_an_actor_refuses_what_it_would_misread():
+    networks = cpp_fused.Networks([draw((5, 4), seed=1), draw((5, 1), seed=2)], "tanh")
+    columns = columns_of(2, 6, 5, 4)
+    for wrong in (
+        {"mean": columns.mean.double()},
+        {"log_prob": columns.log_prob[:, :3]},
+        {"actions": columns.mean[..., :2]},
+    ):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            cpp_fused.GaussianActor(networks, torch.zeros(4), columns._replace(**wrong))
+    with pytest.raises(ValueError, match="log_std"):
+        cpp_fused.GaussianActor(networks, torch.zeros(3), columns)
+    actor = cpp_fused.GaussianActor(networks, torch.zeros(4), columns)
+    for t, rows in ((2, slice(None)), (-1, slice(None)), (0, slice(0, 6, 2))):
+        with pytest.raises(ValueError, match="t, rows"):
+            actor.act(t, rows)
+    lonely = cpp_fused.Networks([draw((5, 4), seed=1)], "tanh")
+    with pytest.raises(ValueError, match="an actor and a critic"):
+        cpp_fused.GaussianActor(lonely, torch.zeros(4), columns).act(0, slice(None))
