@@ -33,7 +33,7 @@ class PolicyNetworks:
     def __init__(self, policy: ActorCriticPolicy, impl: str) -> None:
         self.policy, self.impl = policy, impl
         self._native: ops.MLPNetworks | None = None
-        self._actor: tuple[tuple[int, int, int], ops.GaussianActor] | None = None
+        self._actor: tuple[tuple[int, int, int], RolloutBuffer, ops.GaussianActor] | None = None
         self._addresses: list[int] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -68,13 +68,13 @@ class PolicyNetworks:
         """Return what acts on rows of `buffer` by a Gaussian of this log std [D]; None where native code does not."""
         if self._native is None or not isinstance(buffer.observations, Tensor):
             return None
-        made_of = (id(self._native), id(buffer), log_std.data_ptr())  # the actor keeps all of them alive
+        made_of = (id(self._native), id(buffer), log_std.data_ptr())
         if self._actor is None or self._actor[0] != made_of:
             mean, log_stds = buffer.policy_outputs
             columns = (buffer.observations.flatten(2), mean, log_stds, buffer.actions, buffer.values, buffer.log_probs)
             actor = ops.gaussian_actor(self._native, log_std.detach(), ops.ActColumns(*columns), impl=self.impl)
-            self._actor = made_of, actor
-        return self._actor[1]
+            self._actor = made_of, buffer, actor  # which keep alive what they are told by
+        return self._actor[2]
 
     def leave_to_modules(self) -> None:
         """Let PyTorch's modules compute both passes until the next `refresh`."""
