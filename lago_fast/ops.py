@@ -26,9 +26,11 @@ from lago_fast.errors import ImplUnavailable
 from lago_fast.kernels.adam.reference import Block as AdamBlock
 from lago_fast.kernels.adam.reference import Settings as AdamSettings
 from lago_fast.kernels.gae.reference import Outputs as GaeOutputs
-from lago_fast.kernels.mlp.reference import ActColumns as ActColumns
 from lago_fast.kernels.mlp.reference import Activation
+from lago_fast.kernels.mlp.reference import CategoricalActor as CategoricalActor
+from lago_fast.kernels.mlp.reference import CategoricalColumns as CategoricalColumns
 from lago_fast.kernels.mlp.reference import GaussianActor as GaussianActor
+from lago_fast.kernels.mlp.reference import GaussianColumns as GaussianColumns
 from lago_fast.kernels.mlp.reference import Layer as MLPLayer
 from lago_fast.kernels.mlp.reference import Networks as MLPNetworks
 from lago_fast.kernels.ppo.reference import Coefficients as PPOCoefficients
@@ -458,19 +460,28 @@ def networks(networks: Sequence[Sequence[MLPLayer]], activation: Activation, *, 
     return resolve("mlp", networks[0][0].weight.device.type, impl)[1].Networks(networks, activation)
 
 
-def gaussian_actor(networks: MLPNetworks, log_std: Tensor, columns: ActColumns, *, impl: str = "auto") -> GaussianActor:
+def actor(
+    networks: MLPNetworks,
+    columns: GaussianColumns | CategoricalColumns,
+    log_std: Tensor | None = None,
+    *,
+    impl: str = "auto",
+) -> GaussianActor | CategoricalActor:
     """Return what acts by an actor and a critic of `networks` and stores its answers where a rollout keeps them.
 
     Args:
-        networks: of the same implementation: the mean of a diagonal Gaussian, and a value.
-        log_std: [D], of all states.
-        columns: shapes stand at the fields of `ActColumns`; observations are read there, and the rest is written.
+        networks: of the same implementation: the mean of a diagonal Gaussian or logits, and a value.
+        columns: shapes stand at the fields; observations are read there, and the rest is written.
+        log_std: [D], of all states; of the Gaussian alone.
         impl: see the module's docstring.
 
     Raises:
         ImplUnavailable: `impl` cannot run here.
     """
-    return resolve("mlp", log_std.device.type, impl)[1].GaussianActor(networks, log_std, columns)
+    module = resolve("mlp", columns.values.device.type, impl)[1]
+    if isinstance(columns, CategoricalColumns):
+        return module.CategoricalActor(networks, columns)
+    return module.GaussianActor(networks, columns, log_std)
 
 
 def clipped_adam(block: AdamBlock, settings: AdamSettings, max_norm: float, *, impl: str = "auto") -> None:

@@ -11,7 +11,7 @@
 
 #include "bindings/parts.h"
 #include "bindings/pointers.h"
-#include "ops/act_gaussian.h"
+#include "ops/act.h"
 #include "ops/adam.h"
 #include "ops/mlp.h"
 #include "ops/take_rows.h"
@@ -101,27 +101,45 @@ class Networks {
     lago::UnsafeMlpForward(networks_, in, n, With(threads), work, out);
   }
 
-  // The two networks say mean and value; whose places are where the actor stores its answers.
+  // Of a diagonal Gaussian. What the two networks say, mean and value, goes where the actor stores its
+  // answers.
   void ActGaussian(const std::array<std::uintptr_t, 9>& at, std::int64_t rows, int threads) const {
-    if (networks_.size() != 2 || networks_[1].back().out != 1) {
-      throw std::invalid_argument("networks: expected an actor and a critic");
-    }
+    CheckActs();
     const std::size_t n = Count(rows, "rows"), dims = networks_[0].back().out;
     const auto* in = Pointer<const float>(at[0], n * networks_.front().front().in, "observations");
-    auto* work = Pointer<float>(at[1], lago::MlpWorkspace(networks_, n), "workspace");
-    auto* mean = Pointer<float>(at[2], n * dims, "mean");
-    auto* values = Pointer<float>(at[3], n, "values");
+    auto* mean = Pointer<float>(at[1], n * dims, "mean");
+    auto* values = Pointer<float>(at[4], n, "values");
+    auto* work = Pointer<float>(at[7], lago::MlpWorkspace(networks_, n), "workspace");
     const lago::GaussianAct act{mean,
-                                Pointer<const float>(at[4], dims, "log_std"),
-                                Pointer<const float>(at[5], n * dims, "noise"),
-                                Pointer<float>(at[6], n * dims, "actions"),
-                                Pointer<float>(at[7], n, "log_prob"),
-                                Pointer<float>(at[8], n * dims, "log_std_rows"),
+                                Pointer<const float>(at[8], dims, "log_std"),
+                                Pointer<const float>(at[6], n * dims, "noise"),
+                                Pointer<float>(at[3], n * dims, "actions"),
+                                Pointer<float>(at[5], n, "log_prob"),
+                                Pointer<float>(at[2], n * dims, "log_std_rows"),
                                 n,
                                 dims};
     py::gil_scoped_release released;
     lago::UnsafeMlpForward(networks_, in, n, With(threads), work, {mean, values});
     lago::UnsafeActGaussian(act);
+  }
+
+  // The same of a categorical policy, logits and value; returns the first row whose logits are none.
+  std::size_t ActCategorical(const std::array<std::uintptr_t, 7>& at, std::int64_t rows, int threads) const {
+    CheckActs();
+    const std::size_t n = Count(rows, "rows"), n_actions = networks_[0].back().out;
+    const auto* in = Pointer<const float>(at[0], n * networks_.front().front().in, "observations");
+    auto* logits = Pointer<float>(at[1], n * n_actions, "logits");
+    auto* values = Pointer<float>(at[3], n, "values");
+    auto* work = Pointer<float>(at[6], lago::MlpWorkspace(networks_, n), "workspace");
+    const lago::CategoricalAct act{logits,
+                                   Pointer<const float>(at[5], n * n_actions, "noise"),
+                                   Pointer<std::int64_t>(at[2], n, "actions"),
+                                   Pointer<float>(at[4], n, "log_prob"),
+                                   n,
+                                   n_actions};
+    py::gil_scoped_release released;
+    lago::UnsafeMlpForward(networks_, in, n, With(threads), work, {logits, values});
+    return lago::UnsafeActCategorical(act);
   }
 
   void Backward(std::int64_t rows, std::uintptr_t workspace, const std::vector<std::uintptr_t>& output_grads,
@@ -147,6 +165,12 @@ class Networks {
     return found;
   }
 
+  void CheckActs() const {
+    if (networks_.size() != 2 || networks_[1].back().out != 1) {
+      throw std::invalid_argument("networks: expected an actor and a critic");
+    }
+  }
+
   lago::MlpOptions With(int threads) const { return {options_.activation, options_.lanes, threads}; }
 
   std::vector<lago::Mlp> networks_;
@@ -166,6 +190,7 @@ void BindUpdate(py::module_& m) {
       .def("workspace", &Networks::Workspace, py::arg("rows"))
       .def("forward", &Networks::Forward, py::arg("x_ptr"), py::arg("rows"), py::arg("workspace_ptr"),
            py::arg("output_ptrs"), py::arg("threads"))
+      .def("act_categorical", &Networks::ActCategorical, py::arg("at"), py::arg("rows"), py::arg("threads"))
       .def("act_gaussian", &Networks::ActGaussian, py::arg("at"), py::arg("rows"), py::arg("threads"))
       .def("backward", &Networks::Backward, py::arg("rows"), py::arg("workspace_ptr"),
            py::arg("output_grad_ptrs"), py::arg("threads"));

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from lago_fast import _C
 
-from .reference import ACTIVATIONS, ActColumns, Activation, Layer
+from .reference import ACTIVATIONS, Activation, CategoricalColumns, GaussianColumns, Layer, no_distribution
 
 
-def _address(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> int:
+def _address(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> int:
     """Return where a tensor lies, 0 for None, or refuse what native code would misread."""
     if tensor is None:
         return 0
-    if tensor.shape != shape or tensor.dtype is not torch.float32 or not (tensor.is_cpu and tensor.is_contiguous()):
+    if tensor.shape != shape or tensor.dtype is not dtype or not (tensor.is_cpu and tensor.is_contiguous()):
         raise ValueError(
-            f"{name}: expected contiguous float32 {list(shape)} on the CPU, "
+            f"{name}: expected contiguous {dtype} {list(shape)} on the CPU, "
             f"got {tensor.dtype} {list(tensor.shape)} on {tensor.device}; use impl='reference'"
         )
     return tensor.data_ptr()
@@ -90,62 +90,88 @@ class Networks:
         self._native.backward(self._rows, self._workspace.data_ptr(), addresses, torch.get_num_threads())
 
 
-class GaussianActor:
+class _Actor:
+    """What actors share: where the rollout's columns lie, and working memory for each number of rows."""
+
+    def __init__(
+        self, networks: Networks, columns: GaussianColumns | CategoricalColumns, chosen: tuple[int, ...]
+    ) -> None:
+        steps, self._envs = columns.values.shape
+        self._width = networks.outputs[0]
+        widths = {"observations": (networks.inputs,), "actions": chosen, "values": (), "log_prob": ()}
+        self._places: list[tuple[int, int]] = []  # of each column: where it is, and the bytes of a row
+        for name, column in columns._asdict().items():
+            shape = widths.get(name, (self._width,))
+            dtype = torch.int64 if name == "actions" and not chosen else torch.float32
+            row_bytes = dtype.itemsize * math.prod(shape)
+            self._places.append((_address(name, column, (steps, self._envs, *shape), dtype), row_bytes))
+        self._kept = networks, columns  # alive as long as their addresses are used
+        self._native, self._steps = networks._native, steps
+        self._own: dict[int, tuple[Tensor, Tensor]] = {}  # by the number of rows: noise, workspace
+
+    def _rows(self, t: int, rows: slice) -> tuple[int, Tensor, list[int]]:
+        """Return how many rows these are, room for their noise, and all addresses; or refuse them."""
+        start, stop, stride = rows.indices(self._envs)
+        if not 0 <= t < self._steps or stride != 1:
+            raise ValueError(f"t, rows: {t}, {rows}; expected a step below {self._steps} and rows in a row")
+        count, first = max(0, stop - start), t * self._envs + start
+        if count not in self._own:
+            noise = torch.empty((count, self._width))
+            self._own[count] = noise, torch.empty(self._native.workspace(count))
+        noise, workspace = self._own[count]
+        columns = [at + first * row_bytes for at, row_bytes in self._places]
+        return count, noise, [*columns, noise.data_ptr(), workspace.data_ptr()]
+
+
+class GaussianActor(_Actor):
     """Acts for some envs at a step whose observations are stored, and stores what it says there, in one call.
 
     Args:
         networks: the actor's mean and the critic.
+        columns: of the rollout, contiguous, written where they lie.
         log_std: [D] float32, of all states; read anew at each call, where it lies now.
-        columns: of the rollout, float32 and contiguous, written where they lie.
 
     Raises:
         ValueError: a tensor on another device, of another dtype or shape.
     """
 
-    def __init__(self, networks: Networks, log_std: Tensor, columns: ActColumns) -> None:
-        steps, self._envs = columns.values.shape
-        wide, flat = (steps, self._envs, networks.outputs[0]), (steps, self._envs)
-        shapes = ((steps, self._envs, networks.inputs), wide, wide, wide, flat, flat)
-        places = [
-            (_address(name, column, shape), 4 * math.prod(shape[2:]))
-            for (name, column), shape in zip(columns._asdict().items(), shapes, strict=True)
-        ]
-        self._observations, self._mean, self._log_stds, self._actions, self._values, self._log_prob = places
-        self._log_std = _address("log_std", log_std, wide[2:])
-        self._kept = networks, log_std, columns  # alive as long as their addresses are used
-        self._native, self._steps = networks._native, steps
-        self._own: dict[int, tuple[Tensor, Tensor]] = {}  # by the number of rows: noise, workspace
+    def __init__(self, networks: Networks, columns: GaussianColumns, log_std: Tensor) -> None:
+        super().__init__(networks, columns, (networks.outputs[0],))
+        self._log_std_at = _address("log_std", log_std, (self._width,))
+        self._log_std = log_std  # alive as long as its address is used
 
     def act(self, t: int, rows: slice, generator: torch.Generator | None = None) -> None:
         """Act for the envs `rows` at step t; None: noise of torch's own generator.
 
         Raises ValueError for a step that there is not, or rows that do not follow one another.
         """
-        start, stop, stride = rows.indices(self._envs)
-        if not 0 <= t < self._steps or stride != 1:
-            raise ValueError(f"t, rows: {t}, {rows}; expected a step below {self._steps} and rows in a row")
-        count, first = max(0, stop - start), t * self._envs + start
-        if count not in self._own:
-            noise = torch.empty((count, self._mean[1] // 4))
-            self._own[count] = noise, torch.empty(self._native.workspace(count))
-        noise, workspace = self._own[count]
+        count, noise, addresses = self._rows(t, rows)
         noise.normal_(generator=generator)
+        self._native.act_gaussian([*addresses, self._log_std_at], count, torch.get_num_threads())
 
-        def at(place: tuple[int, int]) -> int:
-            return place[0] + first * place[1]
 
-        self._native.act_gaussian(
-            (
-                at(self._observations),
-                workspace.data_ptr(),
-                at(self._mean),
-                at(self._values),
-                self._log_std,
-                noise.data_ptr(),
-                at(self._actions),
-                at(self._log_prob),
-                at(self._log_stds),
-            ),
-            count,
-            torch.get_num_threads(),
-        )
+class CategoricalActor(_Actor):
+    """The same for a categorical policy; a generator in the same state draws what `torch.multinomial` would.
+
+    Args:
+        networks: the actor's logits and the critic.
+        columns: of the rollout, contiguous, written where they lie.
+
+    Raises:
+        ValueError: a tensor on another device, of another dtype or shape.
+    """
+
+    def __init__(self, networks: Networks, columns: CategoricalColumns) -> None:
+        super().__init__(networks, columns, ())
+
+    def act(self, t: int, rows: slice, generator: torch.Generator | None = None) -> None:
+        """Act for the envs `rows` at step t; None: noise of torch's own generator.
+
+        Raises ValueError for a step that there is not, rows that do not follow one another, or logits that are no
+        distribution.
+        """
+        count, noise, addresses = self._rows(t, rows)
+        noise.exponential_(generator=generator)
+        bad = self._native.act_categorical(addresses, count, torch.get_num_threads())
+        if bad < count:
+            raise ValueError(no_distribution(bad))

@@ -59,7 +59,7 @@ class Networks:
             target.copy_(grad)
 
 
-class ActColumns(NamedTuple):
+class GaussianColumns(NamedTuple):
     """Where a rollout keeps what an actor with a diagonal Gaussian sees and says; T steps of N envs."""
 
     observations: Tensor  # [T, N, I]
@@ -70,17 +70,27 @@ class ActColumns(NamedTuple):
     log_prob: Tensor  # [T, N]
 
 
+class CategoricalColumns(NamedTuple):
+    """The same of an actor that chooses among A actions."""
+
+    observations: Tensor  # [T, N, I]
+    logits: Tensor  # [T, N, A]
+    actions: Tensor  # [T, N] int64
+    values: Tensor  # [T, N]
+    log_prob: Tensor  # [T, N]
+
+
 class GaussianActor:
     """Acts for some envs at a step whose observations are stored, and stores what it says there.
 
     Args:
         networks: the actor's mean and the critic.
-        log_std: [D], of all states.
         columns: of the rollout.
+        log_std: [D], of all states.
     """
 
-    def __init__(self, networks: Networks, log_std: Tensor, columns: ActColumns) -> None:
-        self.networks, self.log_std, self.columns = networks, log_std.detach(), columns
+    def __init__(self, networks: Networks, columns: GaussianColumns, log_std: Tensor) -> None:
+        self.networks, self.columns, self.log_std = networks, columns, log_std.detach()
 
     def act(self, t: int, rows: slice, generator: torch.Generator | None = None) -> None:
         """Act for the envs `rows` at step t; None: noise of torch's own generator."""
@@ -91,3 +101,38 @@ class GaussianActor:
         said = (mean, self.log_std, mean + self.log_std.exp() * noise, values.flatten(), log_prob)
         for column, answer in zip(c[1:], said, strict=True):
             column[t, rows] = answer
+
+
+class CategoricalActor:
+    """The same for a categorical policy.
+
+    Args:
+        networks: the actor's logits and the critic.
+        columns: of the rollout.
+    """
+
+    def __init__(self, networks: Networks, columns: CategoricalColumns) -> None:
+        self.networks, self.columns = networks, columns
+
+    def act(self, t: int, rows: slice, generator: torch.Generator | None = None) -> None:
+        """Act for the envs `rows` at step t; None: noise of torch's own generator.
+
+        Raises ValueError where a row's logits are no distribution.
+        """
+        c = self.columns
+        logits, values = self.networks.forward(c.observations[t, rows])
+        c.logits[t, rows] = logits
+        log_probs = logits.log_softmax(dim=-1)
+        bad = log_probs.isnan().any(dim=-1)
+        if bad.any():
+            raise ValueError(no_distribution(int(bad.int().argmax())))
+        noise = torch.empty_like(logits).exponential_(generator=generator)
+        actions = (log_probs.exp() / noise).argmax(dim=-1)
+        said = (actions, values.flatten(), log_probs.gather(1, actions[:, None]).squeeze(1))
+        for column, answer in zip(c[2:], said, strict=True):
+            column[t, rows] = answer
+
+
+def no_distribution(row: int) -> str:
+    """Return what is wrong with a policy that cannot choose in that row."""
+    return f"logits: NaN, +inf or nothing but -inf in row {row}; look at the policy's weights"

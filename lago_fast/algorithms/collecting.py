@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lago_fast import ops
 from lago_fast.algorithms.captured import CapturedStep
-from lago_fast.algorithms.heads import CategoricalHead, GaussianHead, PolicysOwnHead, TextHead, make_head
+from lago_fast.algorithms.heads import CategoricalHead, PolicysOwnHead, TextHead, make_head
 from lago_fast.algorithms.kl_coefficient import KLCoefficient
 from lago_fast.algorithms.lanes import LaneStep, bounded_actions, episode_info
 from lago_fast.algorithms.micro_batches import Halving
@@ -221,7 +221,7 @@ class CollectingPPO(OverlappingPPO):
         buffer.store_observation(t, observation, rows)
         clock.lap("transfer")
         head = actor.head
-        if not (isinstance(head, GaussianHead) and head.act_into(buffer, t, rows, actor.generator)):
+        if isinstance(head, PolicysOwnHead) or not head.act_into(buffer, t, rows, actor.generator):
             acted = head.act(buffer.observation_at(t, rows), actor.generator)
             for column, output in zip(
                 (buffer.actions, buffer.values, buffer.log_probs, *buffer.policy_outputs),

@@ -74,11 +74,7 @@ class GaussianHead:
         Returns:
             False, and nothing is done, where only `act` can.
         """
-        actor = self.networks.actor_on(buffer, self.policy.log_std)
-        if actor is None:
-            return False
-        actor.act(t, rows, generator)
-        return True
+        return self.networks.act_into(buffer, t, rows, generator, self.policy.log_std)
 
     def prior_outputs(self, prior: PriorOutput) -> tuple[Tensor, ...]:
         """Return the prior's (mean, log_std), [B, D] each."""
@@ -159,6 +155,14 @@ class CategoricalHead:
         log_probs = outputs[0].log_softmax(dim=-1)
         actions = torch.multinomial(log_probs.exp(), 1, generator=generator)
         return actions.squeeze(-1), log_probs.gather(-1, actions).squeeze(-1)
+
+    def act_into(self, buffer: RolloutBuffer, t: int, rows: slice, generator: torch.Generator | None = None) -> bool:
+        """Act for envs whose observations are stored at step t, and store what is said there.
+
+        Returns:
+            False, and nothing is done, where only `act` can.
+        """
+        return self.networks.act_into(buffer, t, rows, generator)
 
     def action_mask(self, observations: Observations) -> Tensor | None:
         """Return True where an action is allowed, [B, A] bool; None: every action is."""

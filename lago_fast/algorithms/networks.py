@@ -20,6 +20,7 @@ from lago_fast.buffers import Observations, RolloutBuffer
 
 ACTIVATIONS: dict[type[nn.Module], ops.Activation] = {nn.Tanh: "tanh", nn.ReLU: "relu"}
 Linears = list[nn.Linear]
+Actor = ops.GaussianActor | ops.CategoricalActor
 
 
 class PolicyNetworks:
@@ -33,7 +34,7 @@ class PolicyNetworks:
     def __init__(self, policy: ActorCriticPolicy, impl: str) -> None:
         self.policy, self.impl = policy, impl
         self._native: ops.MLPNetworks | None = None
-        self._actor: tuple[tuple[int, int, int], RolloutBuffer, ops.GaussianActor] | None = None
+        self._actor: tuple[tuple[int, int, int], RolloutBuffer, Actor] | None = None
         self._addresses: list[int] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -64,17 +65,41 @@ class PolicyNetworks:
             self._native = ops.networks(layers, activation, impl=self.impl)
             self._addresses = addresses
 
-    def actor_on(self, buffer: RolloutBuffer, log_std: Tensor) -> ops.GaussianActor | None:
-        """Return what acts on rows of `buffer` by a Gaussian of this log std [D]; None where native code does not."""
+    def act_into(
+        self,
+        buffer: RolloutBuffer,
+        t: int,
+        rows: slice,
+        generator: torch.Generator | None,
+        log_std: Tensor | None = None,
+    ) -> bool:
+        """Act for envs whose observations are stored at step t, and store what is said there, in one native call.
+
+        Args:
+            buffer: its policy_outputs are a mean and log stds with `log_std`, [D] of all states, else logits.
+            t, rows: of the buffer.
+            generator: None: torch's own.
+            log_std: see `buffer`.
+
+        Returns:
+            False, and nothing is done, where native code does not compute the networks.
+        """
         if self._native is None or not isinstance(buffer.observations, Tensor):
-            return None
-        made_of = (id(self._native), id(buffer), log_std.data_ptr())
+            return False
+        made_of = (id(self._native), id(buffer), 0 if log_std is None else log_std.data_ptr())
         if self._actor is None or self._actor[0] != made_of:
-            mean, log_stds = buffer.policy_outputs
-            columns = (buffer.observations.flatten(2), mean, log_stds, buffer.actions, buffer.values, buffer.log_probs)
-            actor = ops.gaussian_actor(self._native, log_std.detach(), ops.ActColumns(*columns), impl=self.impl)
-            self._actor = made_of, buffer, actor  # which keep alive what they are told by
-        return self._actor[2]
+            seen, chose = buffer.observations.flatten(2), (buffer.actions, buffer.values, buffer.log_probs)
+            columns: ops.GaussianColumns | ops.CategoricalColumns
+            if log_std is None:
+                (logits,) = buffer.policy_outputs
+                columns = ops.CategoricalColumns(seen, logits, *chose)
+            else:
+                mean, log_stds = buffer.policy_outputs
+                columns, log_std = ops.GaussianColumns(seen, mean, log_stds, *chose), log_std.detach()
+            # which keeps alive what it is told by
+            self._actor = made_of, buffer, ops.actor(self._native, columns, log_std, impl=self.impl)
+        self._actor[2].act(t, rows, generator)
+        return True
 
     def leave_to_modules(self) -> None:
         """Let PyTorch's modules compute both passes until the next `refresh`."""

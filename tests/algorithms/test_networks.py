@@ -13,7 +13,7 @@ from lago_fast import FastKLPPO
 from lago_fast.algorithms.flat_adam import FlatAdam
 from lago_fast.algorithms.heads import make_head
 from lago_fast.algorithms.networks import PolicyNetworks
-from lago_fast.buffers import RolloutBatch
+from lago_fast.buffers import RolloutBatch, RolloutBuffer
 from tests.algorithms.point_env import PointEnv
 
 BOX, DISCRETE = spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(3)
@@ -133,13 +133,33 @@ def test_changed_modules_and_moved_parameters_are_found():
     assert not found.native
 
 
-def test_a_whole_training_is_the_modules():
+@pytest.mark.parametrize("env_id", [PointEnv, "CartPole-v1"], ids=["box", "discrete"])
+def test_a_whole_training_is_the_modules(env_id):
     weights = []
     for impl in ("reference", "cpp"):
-        env = make_vec_env(PointEnv, n_envs=4, seed=0)
+        env = make_vec_env(env_id, n_envs=4, seed=0)
         model = FastKLPPO("MlpPolicy", env, n_steps=32, batch_size=32, n_epochs=3, seed=2, device="cpu", impl=impl)
         model.learn(3 * 32 * model.n_envs)
         assert model.impls["mlp"] == impl
         weights.append(model.policy.state_dict())
     for name, expected in weights[0].items():
         torch.testing.assert_close(weights[1][name], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("action_space", [BOX, DISCRETE], ids=["box", "discrete"])
+def test_acting_into_a_rollout_stores_what_acting_returns(action_space):
+    head = make_head(policy(action_space), "cpp")
+    dtype = torch.int64 if action_space is DISCRETE else torch.float32
+    seen = np.random.default_rng(0).normal(size=(2, 6, 5)).astype(np.float32)
+    buffer = RolloutBuffer(2, 6, seen[0, 0], head.action_shape, dtype, head.widths, torch.device("cpu"))
+    buffer.store_observation(1, seen[1])
+    assert not head.act_into(buffer, 1, slice(1, 4), torch.Generator().manual_seed(1))  # never refreshed
+    head.networks.refresh()
+    with torch.no_grad():
+        expected = head.act(buffer.observation_at(1, slice(1, 4)), torch.Generator().manual_seed(1))
+    assert head.act_into(buffer, 1, slice(1, 4), torch.Generator().manual_seed(1))
+    columns = (buffer.actions, buffer.values, buffer.log_probs, *buffer.policy_outputs)
+    for column, answer in zip(columns, (*expected[:3], *expected.outputs), strict=True):
+        torch.testing.assert_close(column[1, 1:4], answer.expand_as(column[1, 1:4]))
+        assert not column[0].any()
+        assert not column[1, 4:].any()

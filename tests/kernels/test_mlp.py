@@ -136,14 +136,14 @@ def test_no_rows():
 def test_refusals():
     with pytest.raises(ValueError, match="activation"):
         cpp_fused.Networks([draw((4, 2))], "gelu")
-    with pytest.raises(ValueError, match="weight: expected contiguous float32"):
+    with pytest.raises(ValueError, match=r"weight: expected contiguous torch\.float32"):
         cpp_fused.Networks([draw((4, 2), dtype=torch.float64)], "tanh")
     with pytest.raises(ValueError, match="widths do not fit"):
         cpp_fused.Networks([[*draw((4, 3)), *draw((2, 1))]], "tanh")
     with pytest.raises(ValueError, match="one width"):
         cpp_fused.Networks([draw((4, 2)), draw((5, 2))], "tanh")
     native = cpp_fused.Networks([draw((4, 2))], "tanh")
-    with pytest.raises(ValueError, match=r"x: expected contiguous float32 \[3, 4\]"):
+    with pytest.raises(ValueError, match=r"x: expected contiguous torch.float32 \[3, 4\]"):
         native.forward(torch.randn(3, 5))
     native.forward(torch.randn(3, 4))
     with pytest.raises(ValueError, match="output_grads"):
@@ -166,11 +166,11 @@ def columns_of(steps, envs, inputs, dims):
     """Return a rollout's columns, poisoned but for the observations."""
     wide, flat = torch.full((steps, envs, dims), torch.nan), torch.full((steps, envs), torch.nan)
     seen = torch.randn(steps, envs, inputs)
-    return ops.ActColumns(seen, wide, wide.clone(), wide.clone(), flat, flat.clone())
+    return ops.GaussianColumns(seen, wide, wide.clone(), wide.clone(), flat, flat.clone())
 
 
 def acted(implementation, networks, columns, log_std, calls):
-    actor = implementation.GaussianActor(implementation.Networks(networks, "tanh"), log_std, columns)
+    actor = implementation.GaussianActor(implementation.Networks(networks, "tanh"), columns, log_std)
     generator = torch.Generator().manual_seed(3)
     for t, rows in calls:
         actor.act(t, rows, generator)
@@ -195,7 +195,7 @@ def test_an_actor_stores_what_the_definition_stores_and_nothing_else(envs, dims)
 def acted_on_double(networks, columns, log_std, calls):
     """Return the definition's answers in float64, to noise that is drawn in float32."""
     drawn = torch.Generator().manual_seed(3)
-    with_noise = ops.ActColumns(*columns)
+    with_noise = ops.GaussianColumns(*columns)
     mlps = reference.Networks(in_double(networks), "tanh")
     for t, rows in calls:
         mean, values = mlps.forward(with_noise.observations[t, rows])
@@ -221,7 +221,7 @@ def test_the_definition_of_an_actor_is_what_torch_says():
 def test_an_actor_follows_the_log_std_where_it_lies():
     networks, log_std = [draw((5, 4), seed=1), draw((5, 1), seed=2)], torch.zeros(4)
     columns = columns_of(2, 6, 5, 4)
-    actor = cpp_fused.GaussianActor(cpp_fused.Networks(networks, "tanh"), log_std, columns)
+    actor = cpp_fused.GaussianActor(cpp_fused.Networks(networks, "tanh"), columns, log_std)
     actor.act(0, slice(None))
     log_std.fill_(-20.0)
     actor.act(1, slice(None))
@@ -238,13 +238,83 @@ def test_an_actor_refuses_what_it_would_misread():
         {"actions": columns.mean[..., :2]},
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            cpp_fused.GaussianActor(networks, torch.zeros(4), columns._replace(**wrong))
+            cpp_fused.GaussianActor(networks, columns._replace(**wrong), torch.zeros(4))
     with pytest.raises(ValueError, match="log_std"):
-        cpp_fused.GaussianActor(networks, torch.zeros(3), columns)
-    actor = cpp_fused.GaussianActor(networks, torch.zeros(4), columns)
+        cpp_fused.GaussianActor(networks, columns, torch.zeros(3))
+    actor = cpp_fused.GaussianActor(networks, columns, torch.zeros(4))
     for t, rows in ((2, slice(None)), (-1, slice(None)), (0, slice(0, 6, 2))):
         with pytest.raises(ValueError, match="t, rows"):
             actor.act(t, rows)
     lonely = cpp_fused.Networks([draw((5, 4), seed=1)], "tanh")
     with pytest.raises(ValueError, match="an actor and a critic"):
-        cpp_fused.GaussianActor(lonely, torch.zeros(4), columns).act(0, slice(None))
+        cpp_fused.GaussianActor(lonely, columns, torch.zeros(4)).act(0, slice(None))
+
+
+def choices(steps, envs, inputs, n_actions):
+    """Return the columns of a rollout of choices, poisoned but for the observations."""
+    flat = torch.full((steps, envs), torch.nan)
+    seen, logits = torch.randn(steps, envs, inputs), torch.full((steps, envs, n_actions), torch.nan)
+    return ops.CategoricalColumns(seen, logits, torch.full((steps, envs), -1), flat, flat.clone())
+
+
+@pytest.mark.parametrize("implementation", [reference, cpp_fused])
+@pytest.mark.parametrize(("envs", "n_actions"), [(1, 1), (7, 2), (64, 40), (65, 257)])
+def test_an_actor_chooses_what_torch_would_draw(implementation, envs, n_actions):
+    layers = [draw((5, 16, n_actions), seed=1), draw((5, 16, 1), seed=2)]
+    columns, half = choices(3, envs, 5, n_actions), envs // 2
+    actor = implementation.CategoricalActor(implementation.Networks(layers, "tanh"), columns)
+    ours, torchs = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    for t, rows in ((0, slice(None)), (2, slice(0, half)), (2, slice(half, envs))):
+        actor.act(t, rows, ours)
+        logits, values = reference.Networks(layers, "tanh").forward(columns.observations[t, rows])
+        torch.testing.assert_close(columns.logits[t, rows], logits, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(columns.values[t, rows], values.flatten(), rtol=1e-5, atol=1e-6)
+        if rows.stop == 0:
+            continue
+        drawn = torch.multinomial(logits.softmax(-1), 1, generator=torchs)
+        assert torch.equal(columns.actions[t, rows], drawn.squeeze(1))
+        expected = logits.double().log_softmax(-1).gather(1, drawn).squeeze(1)
+        torch.testing.assert_close(columns.log_prob[t, rows].double(), expected, rtol=2e-6, atol=2e-6)
+    assert columns.logits[1].isnan().all()
+    assert (columns.actions[1] == -1).all()
+    assert columns.values[1].isnan().all()
+    assert columns.log_prob[1].isnan().all()
+
+
+@pytest.mark.parametrize("implementation", [reference, cpp_fused])
+def test_actions_come_as_often_as_their_probabilities_say(implementation):
+    envs, probabilities = 20_000, torch.tensor([0.5, 0.25, 0.2, 0.05, 0.0])
+    actor_layer = Layer(torch.zeros(5, 2), probabilities.log(), None, None)
+    critic_layer = Layer(torch.zeros(1, 2), torch.zeros(1), None, None)
+    columns = choices(1, envs, 2, 5)
+    actor = implementation.CategoricalActor(implementation.Networks([[actor_layer], [critic_layer]], "tanh"), columns)
+    actor.act(0, slice(None), torch.Generator().manual_seed(0))
+    counts = columns.actions.flatten().bincount(minlength=5)
+    assert counts[4] == 0
+    # five standard deviations of a binomial count
+    spread = 5 * (envs * probabilities * (1 - probabilities)).sqrt()
+    assert ((counts - envs * probabilities).abs() <= spread).all()
+
+
+@pytest.mark.parametrize("implementation", [reference, cpp_fused])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_no_distribution_are_refused(implementation, wrong):
+    layers, columns = [draw((5, 3), seed=1), draw((5, 1), seed=2)], choices(1, 6, 5, 3)
+    layers[0][0].bias.fill_(wrong)
+    actor = implementation.CategoricalActor(implementation.Networks(layers, "tanh"), columns)
+    with pytest.raises(ValueError, match=r"logits: .* row 0; look at the policy's weights"):
+        actor.act(0, slice(None))
+    columns.observations[0, :4] = 0.0
+    layers[0][0].bias.fill_(0.0)
+    columns.observations[0, 4] = torch.inf
+    with pytest.raises(ValueError, match="row 4"):
+        actor.act(0, slice(None))
+
+
+def test_an_actor_of_choices_refuses_what_it_would_misread():
+    networks, columns = cpp_fused.Networks([draw((5, 4), seed=1), draw((5, 1), seed=2)], "tanh"), choices(2, 6, 5, 4)
+    for wrong in ({"actions": columns.actions.int()}, {"logits": columns.logits[..., :3]}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            cpp_fused.CategoricalActor(networks, columns._replace(**wrong))
+    with pytest.raises(ValueError, match="t, rows"):
+        cpp_fused.CategoricalActor(networks, columns).act(2, slice(None))
