@@ -49,7 +49,7 @@ class Networks:
         self._native = _C.Networks(
             [[self._described(layer) for layer in layers] for layers in networks], activation == "relu", lanes
         )
-        self._workspace = torch.empty(0)
+        self._workspace = torch.empty(0, dtype=torch.float32, device="cpu")
         self._rows = -1  # of the last forward pass
 
     @staticmethod
@@ -69,8 +69,8 @@ class Networks:
         at = _address("x", x, (len(x), self.inputs))
         if len(x) != self._rows:
             self._rows = len(x)
-            self._workspace = torch.empty(self._native.workspace(self._rows))
-        outputs = [torch.empty((len(x), width)) for width in self.outputs]
+            self._workspace = torch.empty(self._native.workspace(self._rows), dtype=torch.float32, device="cpu")
+        outputs = [torch.empty((len(x), width), dtype=torch.float32, device="cpu") for width in self.outputs]
         self._native.forward(
             at, len(x), self._workspace.data_ptr(), [o.data_ptr() for o in outputs], torch.get_num_threads()
         )
@@ -116,8 +116,8 @@ class _Actor:
             raise ValueError(f"t, rows: {t}, {rows}; expected a step below {self._steps} and rows in a row")
         count, first = max(0, stop - start), t * self._envs + start
         if count not in self._own:
-            noise = torch.empty((count, self._width))
-            self._own[count] = noise, torch.empty(self._native.workspace(count))
+            noise = torch.empty((count, self._width), dtype=torch.float32, device="cpu")
+            self._own[count] = noise, torch.empty(self._native.workspace(count), dtype=torch.float32, device="cpu")
         noise, workspace = self._own[count]
         columns = [at + first * row_bytes for at, row_bytes in self._places]
         return count, noise, [*columns, noise.data_ptr(), workspace.data_ptr()]

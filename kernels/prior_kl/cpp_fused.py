@@ -62,7 +62,7 @@ def categorical(
     logits = _readable("logits", inputs.logits, shape)
     prior = _readable("prior_log_probs", inputs.prior_log_probs, shape)
     mask = None if inputs.action_mask is None else _readable("action_mask", inputs.action_mask, shape, torch.bool)
-    kl = torch.empty(shape[0])
+    kl = torch.empty(shape[0], dtype=torch.float32, device="cpu")
     grad = torch.empty_like(logits) if needs_grad else None
     _C.prior_kl_categorical(
         logits.data_ptr(),
@@ -102,7 +102,7 @@ def gaussian(
             "prior_log_std", inputs.prior_log_std, shape if inputs.prior_log_std.dim() == 2 else shape[1:]
         ),
     )
-    kl = torch.empty(shape[0])
+    kl = torch.empty(shape[0], dtype=torch.float32, device="cpu")
     grads = GaussianGrads(torch.empty_like(x.mean), torch.empty_like(x.mean)) if needs_grad else None
     _C.prior_kl_gaussian(
         tuple(t.data_ptr() for t in x),

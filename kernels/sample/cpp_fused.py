@@ -61,10 +61,10 @@ def categorical(inputs: CategoricalInputs, prior_temperature: Tensor, state: Ten
     state = _readable("state", state, (2,), torch.int64)
     rows = shape[0]
     out = Outputs(
-        actions=torch.empty(rows, dtype=torch.int64),
-        log_prob=torch.empty(rows),
-        entropy=torch.empty(rows),
-        prior_kl=None if prior is None else torch.empty(rows),
+        actions=torch.empty(rows, dtype=torch.int64, device="cpu"),
+        log_prob=torch.empty(rows, dtype=torch.float32, device="cpu"),
+        entropy=torch.empty(rows, dtype=torch.float32, device="cpu"),
+        prior_kl=None if prior is None else torch.empty(rows, dtype=torch.float32, device="cpu"),
     )
     _C.sample_categorical(
         (logits.data_ptr(), _address(prior), _address(mask)),
@@ -98,9 +98,9 @@ def gaussian(inputs: GaussianInputs, prior_temperature: Tensor, state: Tensor, d
     rows = shape[0]
     out = Outputs(
         actions=torch.empty_like(mean),
-        log_prob=torch.empty(rows),
-        entropy=torch.empty(rows),
-        prior_kl=None if prior_mean is None else torch.empty(rows),
+        log_prob=torch.empty(rows, dtype=torch.float32, device="cpu"),
+        entropy=torch.empty(rows, dtype=torch.float32, device="cpu"),
+        prior_kl=None if prior_mean is None else torch.empty(rows, dtype=torch.float32, device="cpu"),
     )
     _C.sample_gaussian(
         (mean.data_ptr(), log_std.data_ptr(), _address(prior_mean), _address(prior_log_std)),

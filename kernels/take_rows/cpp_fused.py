@@ -44,7 +44,9 @@ class Columns:
             raise ValueError(f"picked: expected contiguous int64 [B] on the CPU, got {picked.dtype} {picked.shape}")
         rows = len(picked)
         if not self._reuse or not self._taken or len(self._taken[0]) != rows:
-            self._taken = [torch.empty((rows, *column.shape[1:]), dtype=column.dtype) for column in self.columns]
+            self._taken = [
+                torch.empty((rows, *column.shape[1:]), dtype=column.dtype, device="cpu") for column in self.columns
+            ]
             self._places = [
                 (column.data_ptr(), taken.data_ptr(), column.element_size() * column.shape[1:].numel())
                 for column, taken in zip(self.columns, self._taken, strict=True)

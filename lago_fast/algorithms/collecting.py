@@ -17,7 +17,14 @@ from torch import Tensor
 
 from lago_fast import ops
 from lago_fast.algorithms.captured import CapturedStep
-from lago_fast.algorithms.heads import CategoricalHead, PolicysOwnHead, TextHead, make_head
+from lago_fast.algorithms.heads import (
+    CategoricalHead,
+    GaussianHead,
+    PolicysOwnHead,
+    TextHead,
+    decides_itself,
+    make_head,
+)
 from lago_fast.algorithms.kl_coefficient import KLCoefficient
 from lago_fast.algorithms.lanes import LaneStep, bounded_actions, episode_info
 from lago_fast.algorithms.micro_batches import Halving
@@ -64,6 +71,9 @@ class CollectingPPO(OverlappingPPO):
         """
         if rollout_buffer is not self.rollout_buffer or n_rollout_steps != self.n_steps or env is not self.env:
             raise UnsupportedArgument("env, rollout_buffer, n_rollout_steps: only the model's own can be collected")
+        own: Any = self._buffer
+        if self.rollout_buffer is not own:
+            raise UnsupportedArgument("rollout_buffer: it is part of this trainer; set n_steps, and it is made anew")
         self.policy.set_training_mode(False)
         callback.on_rollout_start()  # where checkpoints are written: before anything is drawn
         self._look_at_policy()
@@ -196,10 +206,17 @@ class CollectingPPO(OverlappingPPO):
         Raises:
             UnsupportedArgument: a weight that has no meaning, or a policy that has no KL to the prior.
         """
-        if self._head.policy is not self.policy:
+        head = self._head
+        replaced = type(head) in (GaussianHead, CategoricalHead) and decides_itself(self.policy)
+        if head.policy is not self.policy or replaced:
             self._take_head()
             if self.prior is not None:
                 self.set_prior(self.prior)
+        if self._buffer.n_steps != self.n_steps or self._head.widths != head.widths:
+            if self.overlap != "none":
+                raise UnsupportedArgument("n_steps, policy: rollouts of another form need overlap='none'")
+            self._buffer = self._new_buffer(self.n_steps)
+            self.rollout_buffer = self._buffer  # type: ignore[assignment]  # under the name that callbacks read
         self._kl_coefficient = KLCoefficient(self.kl_coef, self.target_prior_kl, self.auto_kl_coef)
         if self._head.networks is not None:
             self._head.networks.refresh()

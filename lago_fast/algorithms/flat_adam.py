@@ -122,7 +122,7 @@ class FlatAdam(torch.optim.Adam):
         exp_avg, exp_avg_sq = (
             _joined([self.state[p].get(name, zero) for p, zero in zip(params, zeros, strict=True)]) for name in MOMENTS
         )
-        step = started[0]["step"] if started else torch.zeros(())
+        step = started[0]["step"] if started else torch.zeros((), dtype=torch.float32, device="cpu")
         parameter = _joined(params)
         grad = _joined([zero if p.grad is None else p.grad for p, zero in zip(params, zeros, strict=True)])
 

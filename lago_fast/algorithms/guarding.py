@@ -98,7 +98,7 @@ class GuardedPPO(KeptPPO):
             self.n_envs,
             example_of(self.observation_space),
             self._head.action_shape,
-            torch.int64 if isinstance(self.action_space, spaces.Discrete) else torch.float32,
+            torch.int64 if isinstance(self.action_space, spaces.Discrete | spaces.MultiDiscrete) else torch.float32,
             self._head.widths,
             self.device,
         )

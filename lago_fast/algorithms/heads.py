@@ -23,7 +23,7 @@ from lago_fast.buffers import Observations, RolloutBatch, RolloutBuffer
 from lago_fast.errors import PriorMismatch
 from lago_fast.priors.base import PriorOutput
 
-# a subclass that replaces one of these decides itself what its actions and values are
+# who replaces one of these decides what actions and values are
 POLICY_METHODS = ("forward", "evaluate_actions", "extract_features", "predict_values", "_get_action_dist_from_latent")
 
 
@@ -306,14 +306,20 @@ def differentiate(outputs: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
     torch.autograd.backward([output for output, _ in pairs], [grad for _, grad in pairs])
 
 
+def decides_itself(policy: ActorCriticPolicy) -> bool:
+    """Tell whether a policy's class or the policy alone replaces what Stable-Baselines3's policies do."""
+    replaced = (getattr(type(policy), name) is not getattr(ActorCriticPolicy, name) for name in POLICY_METHODS)
+    return any(replaced) or any(name in vars(policy) for name in POLICY_METHODS)
+
+
 def make_head(policy: ActorCriticPolicy, mlp_impl: str = "auto") -> Head:
     """Return the head of a policy, its networks computed by that implementation of the op `mlp`."""
-    space, own = policy.action_space, type(policy)
+    space = policy.action_space
     networks = PolicyNetworks(policy, ops.resolve("mlp", policy.device.type, mlp_impl)[0])
     if isinstance(policy, TextActionPolicy):
         assert isinstance(space, spaces.Discrete)
         return TextHead(policy, space, networks)
-    if all(getattr(own, name) is getattr(ActorCriticPolicy, name) for name in POLICY_METHODS):
+    if not decides_itself(policy):
         if isinstance(space, spaces.Box) and type(policy.action_dist) is DiagGaussianDistribution:
             return GaussianHead(policy, space, networks)
         if isinstance(space, spaces.Discrete) and type(policy.action_dist) is CategoricalDistribution:

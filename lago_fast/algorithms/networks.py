@@ -36,10 +36,11 @@ class PolicyNetworks:
         self._native: ops.MLPNetworks | None = None
         self._actor: tuple[tuple[int, int, int], RolloutBuffer, Actor] | None = None
         self._addresses: list[int] = []
+        self._parameters: list[Tensor] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle or a copy keeps; native networks hold addresses, and are made anew by `refresh`."""
-        return {**self.__dict__, "_native": None, "_actor": None, "_addresses": []}
+        return {**self.__dict__, "_native": None, "_actor": None, "_addresses": [], "_parameters": []}
 
     @property
     def native(self) -> bool:
@@ -56,7 +57,7 @@ class PolicyNetworks:
         networks, activation = found
         optimizer.gather()  # from here on the gradients have their places
         parameters = [p for linears in networks for linear in linears for p in (linear.weight, linear.bias)]
-        addresses = [t.data_ptr() for p in parameters for t in (p, p.grad) if t is not None]
+        self._parameters, addresses = parameters, _addresses(parameters)
         if self._native is None or addresses != self._addresses:
             layers = [
                 [ops.MLPLayer(n.weight.data, n.bias.data, n.weight.grad, n.bias.grad) for n in linears]
@@ -86,6 +87,9 @@ class PolicyNetworks:
         """
         if self._native is None or not isinstance(buffer.observations, Tensor):
             return False
+        if _addresses(self._parameters) != self._addresses:  # a callback gave the policy other tensors
+            self.refresh()
+            return self.act_into(buffer, t, rows, generator, log_std)
         made_of = (id(self._native), id(buffer), 0 if log_std is None else log_std.data_ptr())
         if self._actor is None or self._actor[0] != made_of:
             seen, chose = buffer.observations.flatten(2), (buffer.actions, buffer.values, buffer.log_probs)
@@ -127,21 +131,34 @@ def latents(policy: ActorCriticPolicy, observations: Observations) -> tuple[Tens
     return policy.mlp_extractor.forward_actor(features[0]), policy.mlp_extractor.forward_critic(features[1])
 
 
+def _addresses(parameters: list[Tensor]) -> list[int]:
+    return [t.data_ptr() for p in parameters for t in (p, p.grad) if t is not None]
+
+
 def _plain(policy: ActorCriticPolicy) -> tuple[list[Linears], ops.Activation] | None:
     """Return the actor's and the critic's layers and their activation, None where a policy is not plain."""
     # a policy over texts has networks of another kind
     space, body = policy.observation_space, getattr(policy, "mlp_extractor", None)
     vector = isinstance(space, spaces.Box) and space.dtype in (np.float32, np.float64) and len(space.shape) > 0
-    extractors = {type(policy.pi_features_extractor), type(policy.vf_features_extractor)}
+    extractors = {
+        type(e) for e in (policy.features_extractor, policy.pi_features_extractor, policy.vf_features_extractor)
+    }
     # subclasses may do anything
     if not vector or extractors != {FlattenExtractor} or type(body) is not MlpExtractor:
         return None
     kinds = {(p.dtype, p.device.type, p.requires_grad) for p in policy.parameters()}
-    if kinds != {(torch.float32, "cpu", True)} or any(_watched(module) for module in policy.modules()):
+    watched = any(_watched(module) for module in policy.modules()) or any(_hooked(p) for p in policy.parameters())
+    if kinds != {(torch.float32, "cpu", True)} or watched:
         return None
     actor = _layers([*body.policy_net.children(), policy.action_net])
     critic = _layers([*body.value_net.children(), policy.value_net])
     if actor is None or critic is None or len(actor[1] | critic[1]) > 1:
+        return None
+    linears = [*actor[0], *critic[0]]
+    # a layer that both share gets the sum of two gradients, and one that no optimizer knows gets none
+    shared = len({id(p) for n in linears for p in (n.weight, n.bias)}) < 2 * len(linears)
+    trained = {id(p) for group in policy.optimizer.param_groups for p in group["params"]}
+    if shared or any(id(p) not in trained for n in linears for p in (n.weight, n.bias)):
         return None
     return [actor[0], critic[0]], next(iter(actor[1] | critic[1]), "tanh")
 
@@ -156,7 +173,11 @@ def _layers(modules: list[nn.Module]) -> tuple[Linears, set[ops.Activation]] | N
 
 
 def _watched(module: nn.Module) -> bool:
-    """Tell whether somebody hooked into a module's passes, which native code would not call."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    """Tell whether somebody hooked into a module's passes or replaced them, which native code would not call."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
+
+
+def _hooked(parameter: nn.Parameter) -> bool:
+    """Tell whether somebody wants to see a parameter's gradient in autograd's pass."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
