@@ -14,6 +14,9 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
+from lago_fast.algorithms.workers import layers
+from lago_fast.errors import UnsupportedArgument
+
 
 class Episode(NamedTuple):
     env: int  # index in the vector env
@@ -33,7 +36,7 @@ class LaneStep(NamedTuple):
     replaced: np.ndarray  # [k] env indices whose true last observation stands in `last_observation`
     last_observation: Any  # [k, ...], or a dictionary of such
     episodes: list[Episode]  # that ended with this step
-    successes: list[bool]  # of these, and of ended episodes whose return nobody counts, where the env says so
+    successes: list[float]  # of these, and of ended episodes whose return nobody counts; as the env says, where it does
     infos: Sequence[dict[str, Any]]  # Stable-Baselines3's
 
 
@@ -158,6 +161,9 @@ class Sb3Lane:
         env: the vector env; `instruction_id` in its infos is honoured where it exists. The id of a next episode's first
             observation is read from `reset_infos`, as Stable-Baselines3's own vector envs fill them, or from the info
             of the step itself where that has a `terminal_instruction_id` beside it.
+
+    Raises:
+        UnsupportedArgument: at a reset or a step, an `instruction_id` that is no integer.
     """
 
     def __init__(self, env: VecEnv) -> None:
@@ -166,12 +172,20 @@ class Sb3Lane:
 
     def _read_ids(self, infos: Sequence[dict[str, Any]], done: np.ndarray) -> np.ndarray:
         """Return the ids of the returned observations; wrappers do not hand on what is known of a reset."""
-        at_resets = innermost(self.env).reset_infos
+        owner: Any = [layer for layer in layers(self.env) if isinstance(layer, VecEnv)][-1]
+        # an adapter of a foreign vector env need not fill them, nor call the constructor that makes them
+        at_resets = getattr(owner, "reset_infos", None) or []
         for i, info in enumerate(infos):
             known = info.get("instruction_id", self._instruction_id[i])
-            if done[i] and "terminal_instruction_id" not in info:
+            if done[i] and "terminal_instruction_id" not in info and i < len(at_resets):
                 known = at_resets[i].get("instruction_id", known)
-            self._instruction_id[i] = known
+            try:
+                self._instruction_id[i] = known
+            except (TypeError, ValueError, OverflowError) as error:
+                raise UnsupportedArgument(
+                    f'env: info["instruction_id"] of env {i} is {known!r}; give the integer by which the env counts '
+                    "its instructions, and a text under another name"
+                ) from error
         return self._instruction_id.copy()
 
     def begin(self) -> np.ndarray:
@@ -179,7 +193,8 @@ class Sb3Lane:
         return self._read_ids(nothing, np.ones(self.env.num_envs, dtype=bool))
 
     def step(self, actions: np.ndarray) -> LaneStep:
-        observation, reward, done, infos = self.env.step(actions)
+        observation, reward, ended, infos = self.env.step(actions)
+        done = np.asarray(ended, dtype=bool)
         # as in Stable-Baselines3: without its last observation, nothing is known of what would have come
         truncated = done & np.array(
             [info.get("TimeLimit.truncated", False) and info.get("terminal_observation") is not None for info in infos],
@@ -187,9 +202,9 @@ class Sb3Lane:
         )
         replaced = np.flatnonzero(truncated)
         episodes = [
-            Episode(i, float(info["episode"]["r"]), int(info["episode"]["l"]), info.get("is_success"), info["episode"])
+            _episode(i, info["episode"], info.get("is_success"))
             for i, info in enumerate(infos)
-            if "episode" in info
+            if info.get("episode") is not None
         ]
         return LaneStep(
             observation,
@@ -201,9 +216,15 @@ class Sb3Lane:
             replaced,
             _stacked([infos[i]["terminal_observation"] for i in replaced]),
             episodes,
-            [bool(infos[i]["is_success"]) for i in np.flatnonzero(done) if infos[i].get("is_success") is not None],
+            [infos[i]["is_success"] for i in np.flatnonzero(done) if infos[i].get("is_success") is not None],
             infos,
         )
+
+
+def _episode(env: int, record: dict[str, Any], success: Any) -> Episode:
+    """Return an episode by the record of a Monitor, or of a wrapper that writes arrays of one."""
+    total_reward, length = (float(np.mean(np.asarray(record[key]))) for key in ("r", "l"))
+    return Episode(env, total_reward, int(length), success, record)
 
 
 def _stacked(observations: list[Any]) -> Any:
@@ -211,13 +232,6 @@ def _stacked(observations: list[Any]) -> Any:
     if observations and isinstance(observations[0], dict):
         return {key: np.stack([o[key] for o in observations]) for key in observations[0]}
     return np.array(observations)
-
-
-def innermost(env: VecEnv) -> VecEnv:
-    """Return what a vector env's wrappers wrap."""
-    while isinstance(env, VecEnvWrapper):
-        env = env.venv
-    return env
 
 
 def array_lane_of(env: VecEnv) -> Any | None:

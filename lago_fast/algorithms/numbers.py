@@ -111,8 +111,9 @@ def check_unnormalised(env: VecNormalize, step: int) -> None:
 
 
 def check_parameters(parameters: list[torch.nn.Parameter], gradient_steps: int) -> None:
-    """Raise NonFiniteLoss when a parameter is NaN or infinite after an update of so many steps."""
-    if not bool(torch.stack([torch.isfinite(p).all() for p in parameters]).all()):
+    """Raise NonFiniteLoss when a parameter is NaN after an update of so many steps."""
+    # clipping makes NaN of an infinite gradient too; a parameter may be infinite on purpose, as a bias that forbids
+    if bool(torch.stack([torch.isnan(p).any() for p in parameters]).any()):
         raise NonFiniteLoss(
             "gradients: of the update's last minibatch they were NaN or infinite; lower learning_rate, or scale the "
             "rewards",

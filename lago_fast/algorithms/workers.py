@@ -118,7 +118,7 @@ def watch(env: VecEnv, timeout_s: float | None) -> None:
     """
     if timeout_s is not None and not timeout_s > 0:
         raise UnsupportedArgument(f"step_timeout_s={timeout_s}: give seconds above 0, or None to wait forever")
-    inner: Any = innermost(env)
+    inner: Any = list(layers(env))[-1]
     name = _of_kind(inner, PIPES)
     if name is None:
         _watch_calls(inner, timeout_s)
@@ -142,18 +142,17 @@ def watch_evaluations(callback: BaseCallback, timeout_s: float | None) -> None:
 
 def name_env(error: Exception, env: VecEnv, step: int, iteration: int) -> None:
     """Add a note to an exception that says which env raised it, at which step [0..n_steps) of which iteration."""
-    failed = _failed_pipes(innermost(env)) or _looped_over(_frames_of(error.__traceback__))[-1:]
+    failed = _failed_pipes(list(layers(env))[-1]) or _looped_over(_frames_of(error.__traceback__))[-1:]
     who = f"by env {failed[0]} " if failed else ""
     error.add_note(f"raised {who}at step {step} of iteration {iteration}")
 
 
-def innermost(env: Any) -> VecEnv | VectorEnv[Any, Any, Any]:
-    """Return the vector env below all wrappers."""
-    while True:
-        inner = getattr(env, "venv", None) or getattr(env, "env", None)
-        if not isinstance(inner, VecEnv | VectorEnv):
-            return env
-        env = inner
+def layers(env: Any) -> Iterator[VecEnv | VectorEnv[Any, Any, Any]]:
+    """Yield a vector env and, from the outside in, every vector env that it wraps."""
+    yield env
+    inner = getattr(env, "venv", None) or getattr(env, "env", None)
+    if isinstance(inner, VecEnv | VectorEnv):
+        yield from layers(inner)
 
 
 def _of_kind(thing: Any, named: tuple[tuple[type, str], ...]) -> str | None:

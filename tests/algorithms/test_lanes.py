@@ -2,12 +2,14 @@
 
 from functools import partial
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 
+from lago_fast import FastKLPPO, errors
 from lago_fast.algorithms.gymnasium_vector import GymnasiumVecEnv
 from lago_fast.algorithms.lanes import ArrayLane, Sb3Lane, array_lane_of, episode_info, lane_of
 from lago_fast.envs import make_metaworld
@@ -140,3 +142,136 @@ def test_a_truncation_whose_last_observation_is_missing_ends_the_episode_for_goo
     last = [lane.step(np.zeros((1, 2), np.float32)) for _ in range(16)][-1]
     assert last.terminated.all()
     assert not last.truncated.any()
+
+
+class Pool:
+    """Two points that are stepped as one; no vector env by anybody's class."""
+
+    num_envs, render_mode = 2, None
+    observation_space, action_space = PointEnv.observation_space, PointEnv.action_space
+
+    def __init__(self):
+        self.t = 0
+
+    def reset(self):
+        return np.zeros((2, 2), np.float32)
+
+    def step(self, actions):
+        self.t += 1
+        return np.float32(actions), np.ones(2, np.float32), np.full(2, self.t % 16 == 0)
+
+    def get_attr(self, name, _indices=None):
+        return [getattr(self, name)] * 2
+
+
+class Adapter(VecEnvWrapper):
+    """As EnvPool's example for Stable-Baselines3."""
+
+    def __init__(self, pool):
+        super().__init__(venv=pool)
+
+    def reset(self):
+        return self.venv.reset()
+
+    def seed(self, seed=None):
+        return [seed] * self.num_envs
+
+    def step_async(self, actions):
+        self.actions = actions
+
+    def step_wait(self):
+        observation, reward, done = self.venv.step(self.actions)
+        infos = [{"terminal_observation": row.copy()} if d else {} for row, d in zip(observation, done, strict=True)]
+        return observation, reward, done, infos
+
+
+class BareAdapter(Adapter):
+    """As SuperSuit's: without its base's constructor."""
+
+    def __init__(self, pool):
+        self.venv, self.num_envs, self.render_mode, self.reset_infos = pool, pool.num_envs, None, []
+        self.observation_space, self.action_space = pool.observation_space, pool.action_space
+
+
+class ForgetfulAdapter(Adapter):
+    def __init__(self, pool):
+        super().__init__(pool)
+        del self.reset_infos
+
+
+@pytest.mark.parametrize(
+    "adapted", [Adapter, lambda pool: VecMonitor(Adapter(pool)), BareAdapter, ForgetfulAdapter], ids=range(4)
+)
+def test_an_adapter_of_a_foreign_vector_env_is_stepped(adapted):
+    steps = one_episode(adapted(Pool()))
+    np.testing.assert_array_equal(np.stack([step.instruction_id for step in steps]), 0)
+    assert [step.terminated.all() for step in steps] == [False] * 15 + [True]
+
+
+@pytest.mark.parametrize("adapted", [lambda pool: VecMonitor(Adapter(pool)), ForgetfulAdapter], ids=range(2))
+def test_it_is_trained_on(adapted):
+    model = FastKLPPO("MlpPolicy", adapted(Pool()), n_steps=32, batch_size=32, n_epochs=1, device="cpu", seed=0)
+    assert model.learn(128).num_timesteps == 128
+
+
+class Saying(DummyVecEnv):
+    """Says at every step what it is told to, and at an end another thing as well; dones are numbers of one's choice."""
+
+    def __init__(self, always=None, at_the_end=None, dones=bool):
+        super().__init__([PointEnv, PointEnv])
+        self.always, self.at_the_end, self.dones = always or {}, at_the_end or {}, dones
+
+    def step_wait(self):
+        observation, reward, done, infos = super().step_wait()
+        infos = [info | self.always | (self.at_the_end if d else {}) for info, d in zip(infos, done, strict=True)]
+        return observation, reward, done.astype(self.dones), infos
+
+
+def one_episode(env):
+    env.reset()
+    lane = Sb3Lane(env)
+    lane.begin()
+    return [lane.step(np.zeros((env.num_envs, 2), np.float32)) for _ in range(16)]
+
+
+def test_a_success_is_counted_as_the_env_says_it():
+    assert one_episode(Saying(at_the_end={"is_success": 0.25}))[-1].successes == [0.25, 0.25]
+    model = FastKLPPO("MlpPolicy", Saying(at_the_end={"is_success": 0.25}), n_steps=32, batch_size=32, device="cpu")
+    assert list(model.learn(64).ep_success_buffer) == [0.25] * 4
+
+
+@pytest.mark.parametrize("said", ["open the drawer", None, [1, 2]])
+def test_an_instruction_that_is_no_integer_is_refused_by_name(said):
+    with pytest.raises(errors.UnsupportedArgument, match=r'info\["instruction_id"\] of env 0 is .*give the integer'):
+        one_episode(Saying(always={"instruction_id": said}))
+
+    class Named(PointEnv):
+        def reset(self, **options):
+            return super().reset(**options)[0], {"instruction_id": said}
+
+    with pytest.raises(errors.UnsupportedArgument, match=r'info\["instruction_id"\] of env 0 is'):
+        one_episode(DummyVecEnv([Named]))
+
+
+@pytest.mark.parametrize("dones", [np.float32, np.int64])
+def test_dones_may_be_numbers(dones):
+    steps = one_episode(Saying(dones=dones))
+    assert steps[-1].truncated.dtype == steps[-1].terminated.dtype == bool
+    assert [step.truncated.any() for step in steps] == [False] * 15 + [True]
+    assert not any(step.terminated.any() for step in steps)
+
+
+def test_an_episodes_record_of_arrays_is_read_and_kept():
+    class Recorded(gym.wrappers.RecordEpisodeStatistics):
+        def step(self, action):
+            *rest, info = super().step(action)
+            if "episode" in info:
+                info["episode"] = {key: np.array([value]) for key, value in info["episode"].items()}
+            return *rest, info
+
+    (episode,) = one_episode(DummyVecEnv([lambda: Recorded(PointEnv())]))[-1].episodes
+    assert episode.length == 16
+    assert episode.total_reward == pytest.approx(float(episode.info["r"][0]))
+    assert isinstance(episode.total_reward, float)
+    assert isinstance(episode_info(episode, 0.0)["r"], np.ndarray)
+    assert not any(step.episodes for step in one_episode(Saying(always={"episode": None})))

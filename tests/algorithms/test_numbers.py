@@ -245,6 +245,39 @@ def test_gradients_of_the_last_minibatch_are_checked_too(tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in policy_of(model).items())
 
 
+@pytest.mark.parametrize("optimizer", [None, torch.optim.Adam, torch.optim.SGD])
+def test_a_bias_that_forbids_an_action_trains_on(optimizer):
+    kwargs = {} if optimizer is None else {"optimizer_class": optimizer}
+    model = FastKLPPO("MlpPolicy", make_vec_env(DiscretePointEnv, n_envs=3), **OPTIONS, policy_kwargs=kwargs)
+    model.policy.action_net.bias.data[2] = -torch.inf
+    before = policy_of(model)
+    model.learn(2 * ROWS)
+    assert not (model.rollout_buffer.actions == 2).any()
+    after = policy_of(model)
+    assert after["action_net.bias"][2] == -torch.inf
+    assert not torch.equal(after["action_net.weight"], before["action_net.weight"])
+    assert all(tensor[tensor != -torch.inf].isfinite().all() for tensor in after.values())
+
+
+@pytest.mark.parametrize("optimizer", [None, torch.optim.Adam, torch.optim.SGD])
+@pytest.mark.parametrize("max_grad_norm", [0.5, np.inf])
+def test_an_infinite_gradient_is_found_whatever_the_optimiser(optimizer, max_grad_norm, tmp_path):
+    kwargs = {} if optimizer is None else {"optimizer_class": optimizer}
+    model = model_of(tmp_path, None, policy_kwargs=kwargs, max_grad_norm=max_grad_norm)
+    model.learn(ROWS)
+    step, steps = model._optimize, []
+
+    def poisoned(parameters):
+        steps.append(1)
+        if len(steps) == 6:  # the last of two epochs of three
+            parameters[-1].grad[-1] = -torch.inf
+        step(parameters)
+
+    model._optimize = poisoned
+    with pytest.raises(errors.NonFiniteError, match="gradients: "):
+        model.train()
+
+
 def test_divergence_is_reported_before_it_is_nan_and_once(tmp_path, caplog):
     model = model_of(tmp_path, None, learning_rate=1.0)
     with caplog.at_level(logging.WARNING, logger="lago_fast"):
