@@ -148,7 +148,7 @@ class NumberedPrior:
 
     It answers with (1 - floor) p + floor / n over a state's n admissible actions: where the prior excludes an action
     (k completions name at most k), KL(policy || prior) would be infinite for every policy that can explore. With the
-    floor it is at most log(n / floor) nats.
+    floor it is at most log(n / floor) nats, at a temperature of 1 or more.
 
     Args:
         prior: frozen.

@@ -181,6 +181,21 @@ def _stored(transitions: Transitions, reader: StateReader) -> TextReplayBuffer:
     rows = len(transitions.choice)
     if rows == 0:
         raise DemonstrationError("transitions: they are empty; record at least one episode")
+    for name in (
+        "instruction",
+        "observation",
+        "admissible",
+        "reward",
+        "next_observation",
+        "next_admissible",
+        "terminated",
+    ):
+        if len(getattr(transitions, name)) != rows:
+            raise DemonstrationError(
+                f"{name}: {len(getattr(transitions, name))} rows beside {rows} choices; give one each"
+            )
+    if not np.isfinite(transitions.reward).all():
+        raise DemonstrationError("reward: NaN or infinity; leave such episodes out, or record them again")
     for row, (choice, actions) in enumerate(zip(transitions.choice.tolist(), transitions.admissible, strict=True)):
         if not 0 <= choice < len(actions):
             raise DemonstrationError(
@@ -197,7 +212,7 @@ def _stored(transitions: Transitions, reader: StateReader) -> TextReplayBuffer:
     following = numbered(transitions.next_observation, transitions.next_admissible)
     states = States(*map(list, zip(*number, strict=True)))
     read_too = np.ones(len(number), dtype=bool)
-    ended = torch.from_numpy(transitions.terminated)
+    ended = torch.from_numpy(np.asarray(transitions.terminated, dtype=bool))
     # what follows a terminated row is read only where it was met on the way, too
     read_too[following[ended].numpy()] = False
     read_too[now.numpy()] = True
@@ -207,5 +222,9 @@ def _stored(transitions: Transitions, reader: StateReader) -> TextReplayBuffer:
     after = seen.take(following)
     after = after._replace(log_prior=after.log_prior.masked_fill(ended[:, None], -torch.inf))
     reward = torch.from_numpy(transitions.reward.astype(np.float32))
-    data.add(TextBatch(seen.take(now), torch.from_numpy(transitions.choice), reward, after, ended))
+    data.add(
+        TextBatch(
+            seen.take(now), torch.from_numpy(np.asarray(transitions.choice, dtype=np.int64)), reward, after, ended
+        )
+    )
     return data

@@ -97,7 +97,10 @@ def posterior(q: Tensor, log_weights: Tensor, alpha: float) -> Tensor:
         log_weights: [B, A], -inf where an action is not proposed.
         alpha: temperature, above 0.
     """
-    return (q / alpha + log_weights).masked_fill(log_weights == -torch.inf, -torch.inf).log_softmax(dim=1)
+    # in double and below 0: a large Q over a small alpha would be infinite
+    known = q.double().masked_fill(log_weights == -torch.inf, -torch.inf)
+    gaps = known - known.amax(dim=1, keepdim=True)
+    return (gaps / alpha + log_weights).log_softmax(dim=1).to(log_weights.dtype)
 
 
 def greedy(q: Tensor, log_weights: Tensor) -> Tensor:

@@ -44,6 +44,13 @@ class StepsBar(ProgressBarCallback):
         self._shown = self.model.num_timesteps
 
 
+def _plain(value: Any) -> Any:
+    """Return NumPy's scalars and arrays as Python's, which can be saved as JSON."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return [_plain(one) for one in value] if isinstance(value, list) else value
+
+
 class TextLearner:
     """A Q function over text actions with its target, and how actions are chosen by it.
 
@@ -54,7 +61,7 @@ class TextLearner:
     """
 
     def __init__(self, prior: TextActionPrior | None, encoder: TextEncoder, arguments: dict[str, Any]) -> None:
-        a = self.arguments = arguments
+        a = self.arguments = {name: _plain(value) for name, value in arguments.items()}
         self.k, self.alpha, self.gamma, self.tau = a["k"], a["alpha"], a["gamma"], a["tau"]
         self.learning_rate, self.batch_size = a["learning_rate"], a["batch_size"]
         self.max_grad_norm, self.weight_decay = a["max_grad_norm"], a["weight_decay"]

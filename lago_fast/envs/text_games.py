@@ -4,7 +4,7 @@ Tests: tests/envs/test_text_games.py.
 """
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -88,11 +88,25 @@ class TextGames(TextVecEnv):
 
     def _state(self, terminated: np.ndarray) -> TextState:
         instruction, observation, admissible = self._see()
+        self._check_seen({"instruction": instruction, "observation": observation, "admissible": admissible})
         self._admissible = admissible
         self._counts = np.fromiter(map(len, admissible), np.int64, self.num_envs)
         if terminated.any():
             admissible = [() if over else actions for over, actions in zip(terminated, admissible, strict=True)]
         return TextState(instruction, observation, list(admissible))
+
+    def _check_seen(self, seen: dict[str, Any]) -> None:
+        """Refuse what a game forgot to put in a list: a text would be taken for its letters."""
+        for name, column in seen.items():
+            if isinstance(column, str) or len(column) != self.num_envs:
+                raise UnsupportedArgument(
+                    f"_see: {name} of {self.num_envs} games is {column!r}; return a list, one each"
+                )
+        for actions in seen["admissible"]:
+            if isinstance(actions, str):
+                raise UnsupportedArgument(
+                    f"_see: the admissible actions {actions!r} are one text; return a list of texts"
+                )
 
     @abstractmethod
     def expert(self) -> np.ndarray:

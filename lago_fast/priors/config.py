@@ -3,6 +3,7 @@
 Test: pytest tests/priors/test_latent_action.py
 """
 
+import math
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Literal
@@ -74,5 +75,7 @@ class PriorConfig:
                 f"action_low, action_high: {len(self.action_low)} and {len(self.action_high)} values "
                 f"for {self.action_dim} action dimensions; give the bounds of the action box"
             )
-        if self.std_init <= 0 or self.std_floor < 0 or self.state_clip <= 0:
-            raise UnsupportedArgument("std_init, std_floor, state_clip: must be positive (std_floor may be 0)")
+        if not (0 < self.std_init < math.inf and 0 <= self.std_floor < math.inf and self.state_clip > 0):
+            raise UnsupportedArgument(
+                "std_init, std_floor, state_clip: must be positive (std_floor may be 0), and finite stds"
+            )

@@ -81,7 +81,8 @@ class PromptReader:
 
     def about(self) -> dict[str, Any]:
         """Return everything that can change the tokens, JSON-able."""
-        return {"lm": self.lm.digest, "prompt": asdict(self.prompt), "long_prompts": self.long_prompts}
+        limits = {"first": self._first, "max_tokens": self.lm.max_tokens}
+        return {"lm": self.lm.digest, "prompt": asdict(self.prompt), "long_prompts": self.long_prompts, **limits}
 
     def read(
         self,

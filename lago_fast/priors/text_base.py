@@ -90,7 +90,12 @@ def check_texts(instruction: Sequence[str], observation: Sequence[str], admissib
             f"instruction, observation, admissible: {len(instruction)}, {len(observation)} and {len(admissible)} rows; "
             "give one of each per state"
         )
+    for name, column in (("instruction", instruction), ("observation", observation), ("admissible", admissible)):
+        if isinstance(column, str):
+            raise UnsupportedArgument(f"{name}: a text alone; give a list, of one for each state")
     for row, actions in enumerate(admissible):
+        if isinstance(actions, str):
+            raise UnsupportedArgument(f"admissible: row {row} is a text alone, {actions!r}; give a list of texts")
         if not all(map(str.strip, actions)):
             raise UnsupportedArgument(f"admissible: row {row} has an action without a word; leave it out")
     return check_admissible(admissible)

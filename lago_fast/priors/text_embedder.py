@@ -9,7 +9,7 @@ import json
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -84,12 +84,14 @@ class TextEmbedder:
         return [self._digest_with(used) for used in hashes_after_use(self.backbone.tokenizer, self.backbone.max_tokens)]
 
     def _digest_with(self, tokenizer: str) -> str:
-        about = {
+        about: dict[str, Any] = {
             "backbone": self.backbone.sha256,
             "tokenizer": tokenizer,
             "kind": self.backbone.kind,
             "long_texts": self.long_texts,
         }
+        if self.long_texts == "cut":
+            about |= {"max_tokens": self.backbone.max_tokens, "cut": self.backbone.tokenizer.truncation_side}
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     @property

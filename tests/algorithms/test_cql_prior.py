@@ -133,3 +133,26 @@ def test_what_else_is_refused():
         CQLPrior(None, None, FakeEncoder()).learn(1)
     with pytest.raises(UnsupportedArgument, match="alpha="):
         CQLPrior(None, None, FakeEncoder(), alpha=0.0)
+
+
+def test_columns_of_unlike_lengths_and_rewards_that_are_none_are_refused():
+    for wrong, message in (
+        ({"reward": EVERYTHING.reward[:1]}, "reward: 1 rows beside"),
+        ({"terminated": EVERYTHING.terminated[:-1]}, "terminated: "),
+        ({"reward": np.full_like(EVERYTHING.reward, np.nan)}, "reward: NaN"),
+    ):
+        with pytest.raises(DemonstrationError, match=message):
+            CQLPrior(EVERYTHING._replace(**wrong), None, FakeEncoder())
+
+
+def test_integers_of_any_width_will_do():
+    given = EVERYTHING._replace(choice=EVERYTHING.choice.astype(np.int32), terminated=EVERYTHING.terminated.astype(int))
+    ours, theirs = (CQLPrior(data, None, FakeEncoder()).data.sample(8) for data in (given, EVERYTHING))
+    assert (ours.choice.dtype, ours.terminated.dtype) == (theirs.choice.dtype, theirs.terminated.dtype)
+
+
+def test_a_model_with_numpys_scalars_is_saved(tmp_path):
+    settings = {"batch_size": np.int64(8), "alpha": np.float32(0.5), "net_arch": np.array([8, 8]), "seed": np.int64(3)}
+    model = CQLPrior(EVERYTHING, None, FakeEncoder(), **settings)
+    assert model.arguments["net_arch"] == [8, 8]
+    model.save(tmp_path / "model")

@@ -99,3 +99,10 @@ def test_k_is_a_number_of_proposals(k):
 def test_alpha_is_above_zero(alpha):
     with pytest.raises(UnsupportedArgument, match="alpha="):
         check_alpha(alpha)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_large_q_over_a_small_alpha(dtype):
+    q, even = torch.tensor([[0.0, 100.0, 99.0]], dtype=dtype), torch.zeros(1, 3)
+    torch.testing.assert_close(posterior(q, even, 1e-3).exp(), torch.tensor([[0.0, 1.0, 0.0]]))
+    torch.testing.assert_close(posterior(q, even, 1e-40).exp(), torch.tensor([[0.0, 1.0, 0.0]]))

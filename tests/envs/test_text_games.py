@@ -145,3 +145,15 @@ def test_draws_are_even():
     env = make_overcooked(1000, seed=3)
     counts = np.bincount(np.concatenate([env._draw(np.arange(1000), 5) for _ in range(50)]), minlength=5)
     assert np.abs(counts / 50_000 - 0.2).max() < 0.01  # five standard deviations
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong"), [(0, "find"), (1, ["dark"]), (2, ["wait"] * 4)], ids=["instruction", "observation", "admissible"]
+)
+def test_a_game_that_forgets_a_list_is_told_so(part, wrong, monkeypatch):
+    env = make_frozen_lake(4)
+    seen = list(env._see())
+    seen[part] = wrong
+    monkeypatch.setattr(env, "_see", lambda: tuple(seen))
+    with pytest.raises(UnsupportedArgument, match=r"_see: .* return a list"):
+        env.reset(0)

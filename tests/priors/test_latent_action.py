@@ -333,3 +333,11 @@ def test_instructions_can_be_added(form, encoder, texts):
         prior.query(state, torch.tensor([3])).mean, expected.query(state, torch.tensor([3])).mean
     )
     torch.testing.assert_close(prior.instruction_table(), expected.instruction_table())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"std_floor": float("nan")}, {"std_floor": float("inf")}, {"std_init": float("nan")}]
+)
+def test_stds_that_are_no_numbers_are_refused(wrong):
+    with pytest.raises(UnsupportedArgument, match="std_init, std_floor"):
+        replace(GAUSSIAN, **wrong)

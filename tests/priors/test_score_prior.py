@@ -1,5 +1,7 @@
 """Scores of a tree of continuations are those of a loop over actions, in every family; normalised as asked."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -183,3 +185,10 @@ def test_bad_states_are_refused(loaded):
         prior.query(["open", "open"], ["door", "door"], [("push",), ()])
     with pytest.raises(UnsupportedArgument, match="more than the 64"):
         prior.query(["open"], ["door " * 64], [("push",)])
+
+
+def test_a_digest_holds_where_a_prompt_is_cut(loaded):
+    lm = loaded["llama"]
+    shorter = replace(lm, max_tokens=lm.max_tokens - 1)
+    long, short = (ScorePrior(one, prompt=SHORT, long_prompts="drop_oldest").digest for one in (lm, shorter))
+    assert long != short

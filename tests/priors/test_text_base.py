@@ -25,3 +25,10 @@ def test_columns_of_unlike_lengths_and_actions_without_words_are_refused() -> No
         check_texts(["win", "win"], ["here", "there"], [("go",), ("go", " ")])
     with pytest.raises(UnsupportedArgument, match="row 0 has no action"):
         check_texts(["win"], ["here"], [()])
+
+
+def test_a_text_in_place_of_a_list_of_texts_is_refused() -> None:
+    with pytest.raises(UnsupportedArgument, match="admissible: row 1 is a text alone, 'go'"):
+        check_texts(["win", "win"], ["here", "there"], [("go",), "go"])
+    with pytest.raises(UnsupportedArgument, match="instruction: a text alone"):
+        check_texts("ab", ["here", "there"], [("go",), ("go",)])

@@ -1,5 +1,7 @@
 """The table of texts' vectors: each read once, equal to what the backbone says, kept in a file, stable ids."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -90,6 +92,8 @@ def test_a_long_text_is_refused_or_cut_as_asked(encoder):
     torch.testing.assert_close(found[0], found[1])
     assert cutting.telemetry()["text/cut"] == 1
     assert cutting.digest != TextEmbedder(encoder).digest
+    shorter = dataclasses.replace(find_backbone(encoder), max_tokens=6)
+    assert TextEmbedder(shorter, long_texts="cut").digest != cutting.digest
 
 
 def test_what_cannot_be_honoured_is_refused(encoder):
