@@ -516,10 +516,10 @@ def columns(columns: Sequence[Tensor], *, reuse: bool = False, impl: str = "auto
 
 
 def _as_scalar(value: float | Tensor, device: torch.device) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32, device=device)
+    # filled, not copied: the host does not wait for the device
+    return value if isinstance(value, Tensor) else torch.full((), value, dtype=torch.float32, device=device)
 
 
 def coefficients_on(device: torch.device, **values: float | None) -> dict[str, Tensor | None]:
     """Return each coefficient as a 0-D float32 tensor on `device`; None stays None."""
-    # filled, not copied: the host does not wait for the device
-    return {k: None if v is None else torch.full((), v, dtype=torch.float32, device=device) for k, v in values.items()}
+    return {k: None if v is None else _as_scalar(v, device) for k, v in values.items()}

@@ -403,8 +403,8 @@ def _launch(x: Inputs, c: Coefficients, grads: Grads, statistics: Tensor, prior_
     programs = min(triton.cdiv(n_rows, rows), MAX_PROGRAMS)
     moments = partials = None
     if not alone:
-        moments = torch.empty(3, MOMENT_PROGRAMS, device=statistics.device)
-        partials = torch.empty(N_SUMS.value, programs, device=statistics.device)
+        moments = torch.empty(3, MOMENT_PROGRAMS, dtype=torch.float32, device=statistics.device)
+        partials = torch.empty(N_SUMS.value, programs, dtype=torch.float32, device=statistics.device)
         tiles = n_rows, MOMENT_ROWS, MOMENT_PROGRAMS
         moments_kernel[(MOMENT_PROGRAMS,)](x.advantages, x.weight, moments, *tiles, num_warps=4, **OPTIONS)
     shape = n_rows, n_actions, rows, block_a
@@ -495,8 +495,10 @@ def loss_and_grads(
     x = _checked(inputs)
     _check_coefficients(coefficients, x.logits.device)
     grads = Grads(torch.empty_like(x.logits), torch.empty_like(x.values)) if out is None else _writable(out, x)
-    statistics = torch.zeros(len(Outputs._fields), device=x.logits.device)
-    if len(x.logits) > 0:
+    statistics = torch.empty(len(Outputs._fields), dtype=torch.float32, device=x.logits.device)
+    if len(x.logits) == 0:
+        statistics.zero_()
+    else:
         with torch.cuda.device_of(x.logits):
             _launch(x, coefficients, grads, statistics, kl_direction == "prior_policy", normalize_advantage)
     return Outputs(*statistics.unbind()), grads

@@ -362,8 +362,8 @@ def _launch(x: Inputs, c: Coefficients, grads: Grads, statistics: Tensor, prior_
     moments = partials = None
     if not alone:
         n_sums = N_SUMS.value + (0 if std_per_row else n_dims)
-        moments = torch.empty(3, MOMENT_PROGRAMS, device=statistics.device)
-        partials = torch.empty(n_sums, programs, device=statistics.device)
+        moments = torch.empty(3, MOMENT_PROGRAMS, dtype=torch.float32, device=statistics.device)
+        partials = torch.empty(n_sums, programs, dtype=torch.float32, device=statistics.device)
         tiles = n_rows, MOMENT_ROWS, MOMENT_PROGRAMS
         moments_kernel[(MOMENT_PROGRAMS,)](x.advantages, x.weight, moments, *tiles, num_warps=4, **OPTIONS)
     shape = n_rows, n_dims, rows, block_d
@@ -459,10 +459,10 @@ def loss_and_grads(
         grads = Grads(torch.empty_like(x.mean), torch.empty_like(x.log_std), torch.empty_like(x.values))
     else:
         grads = _writable(out, x)
-    statistics = torch.zeros(len(Outputs._fields), device=x.mean.device)
+    statistics = torch.empty(len(Outputs._fields), dtype=torch.float32, device=x.mean.device)
     if len(x.mean) == 0:
         grads.log_std.zero_()
-        return Outputs(*statistics.unbind()), grads
+        return Outputs(*statistics.zero_().unbind()), grads
     with torch.cuda.device_of(x.mean):
         _launch(x, coefficients, grads, statistics, kl_direction == "prior_policy", normalize_advantage)
     return Outputs(*statistics.unbind()), grads

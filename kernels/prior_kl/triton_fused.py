@@ -241,7 +241,7 @@ def categorical(
     if mask is not None:
         mask = _readable("action_mask", mask, shape, device, (torch.bool,))
     n_rows, n_actions = shape
-    kl = torch.empty(n_rows, device=device)
+    kl = torch.empty(n_rows, dtype=torch.float32, device=device)
     grads = CategoricalGrads(torch.empty_like(logits)) if needs_grad else None
     if n_rows > 0:
         block_a = min(triton.next_power_of_2(n_actions), MAX_BLOCK_A)
@@ -271,7 +271,7 @@ def gaussian(
         is_shared = name in ("log_std", "prior_log_std") and tensor.dim() == 1
         x.append(_readable(name, tensor, shape[1:] if is_shared else shape, device, FLOATS))
     n_rows, n_dims = shape
-    kl = torch.empty(n_rows, device=device)
+    kl = torch.empty(n_rows, dtype=torch.float32, device=device)
     grads = None
     if needs_grad:
         grads = GaussianGrads(torch.empty_like(x[0]), torch.empty(shape, dtype=x[1].dtype, device=device))

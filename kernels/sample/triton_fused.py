@@ -275,7 +275,7 @@ def _readable(
 
 def _outputs(actions: Tensor, has_prior: bool) -> Outputs:
     """Return `actions` with room for what is known of them, [B] each."""
-    log_prob, entropy, kl = torch.empty(3, len(actions), device=actions.device).unbind()
+    log_prob, entropy, kl = torch.empty(3, len(actions), dtype=torch.float32, device=actions.device).unbind()
     return Outputs(actions, log_prob, entropy, kl if has_prior else None)
 
 
@@ -318,7 +318,7 @@ def gaussian(inputs: GaussianInputs, prior_temperature: Tensor, state: Tensor, d
         is_shared = name in ("log_std", "prior_log_std") and tensor is not None and tensor.dim() == 1
         x.append(_readable(name, tensor, shape[1:] if is_shared else shape, device))
     n_rows, n_dims = shape
-    out = _outputs(torch.empty(shape, device=device), inputs.prior_mean is not None)
+    out = _outputs(torch.empty(shape, dtype=torch.float32, device=device), inputs.prior_mean is not None)
     if n_rows > 0:
         block_d = triton.next_power_of_2(n_dims)
         rows, warps = _tile(n_rows, block_d)

@@ -26,6 +26,7 @@ class _Held(NamedTuple):
     """What a graph has the addresses of, and what it was made for."""
 
     columns: list[Tensor]  # [T * N, ...] each
+    taken: ops.Columns  # of which a step takes its rows
     rows: Tensor  # [B] int64
     coefficients: dict[str, Tensor | None]  # 0-D each
     lr: Tensor  # 0-D
@@ -95,6 +96,7 @@ class CapturedStep:
         held = self._held
         if held is None or held.block is not block or held.form != form:
             device = block.parameter.device
+            held = self._held = self._graph = None  # whose memory the new one may need
             try:
                 own_columns = [torch.empty_like(column) for column in columns]
             except torch.OutOfMemoryError:
@@ -102,6 +104,7 @@ class CapturedStep:
                 return
             held = self._held = _Held(
                 own_columns,
+                ops.columns(own_columns, reuse=True, impl=self.take_rows),
                 torch.zeros(batch_size, dtype=torch.int64, device=device),
                 ops.coefficients_on(device, **coefficients),
                 torch.zeros((), device=device),
@@ -109,8 +112,7 @@ class CapturedStep:
                 block,
                 form,
             )
-            self._columns = ops.columns(held.columns, reuse=True, impl=self.take_rows)
-            self.warmed, self._graph = 0, None
+            self.warmed = 0
         for own, column in zip(held.columns, columns, strict=True):
             own.copy_(column)
         for name, place in held.coefficients.items():
@@ -145,6 +147,10 @@ class CapturedStep:
         if held.rows.device.type != "cuda":
             self._step(held)
             return
+        with torch.cuda.device_of(held.rows):  # streams and graphs are those of the current device
+            self._run_on_gpu(held)
+
+    def _run_on_gpu(self, held: _Held) -> None:
         if self._graph is None and self.warmed < WARM_UP_STEPS:
             self.warmed += 1
             here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -160,23 +166,32 @@ class CapturedStep:
         self._graph.replay()
 
     def _captured(self, held: _Held) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
+        graph, before, failures = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), []
         try:
-            with torch.cuda.graph(graph):
-                self._step(held)
-        except torch.OutOfMemoryError:
-            raise
+            # torch's own stream for captures is one of the device that was current at the first of all
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+                try:
+                    self._step(held)
+                except RuntimeError as error:
+                    failures.append(error)
+                    raise
         except RuntimeError as error:
+            # a capture that is broken off fails once more at its end, and hides why
+            cause = failures[0] if failures else error
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
             raise UnsupportedArgument(
                 f"cuda_graph: a step of {type(self.head.policy).__name__} cannot be captured, something in it waits "
-                f"for the host ({error}); pass cuda_graph=False"
-            ) from error
+                f"for the host ({cause}); pass cuda_graph=False"
+            ) from cause
+        finally:
+            torch.cuda.set_stream(before)
         return graph
 
     def _step(self, held: _Held) -> None:
         optimizer = self.head.policy.optimizer
         assert isinstance(optimizer, FlatAdam)
-        batch = self._buffer.as_batch(self._columns.take(held.rows))
+        batch = self._buffer.as_batch(held.taken.take(held.rows))
         outputs, values = self.head.evaluate(batch)
         row, grads = self.head.loss_and_grads(outputs, values, batch, held.coefficients, **self._options)
         torch.stack(row, out=held.statistics)

