@@ -192,6 +192,23 @@ def guard_settings(train: TrainSettings) -> GuardSettings | None:
     return GuardSettings(floor=train.guard_floor, imitate=train.guard_imitate) if train.guard else None
 
 
+def make_model(env: Any, seed: int, train: TrainSettings, about: EnvSettings, prior: ActionPrior | None) -> FastKLPPO:
+    """Return an untrained model on `env`, which `about` describes; nothing guides it where `prior` is None."""
+    return FastKLPPO(
+        "MlpPolicy",
+        env,
+        seed=seed,
+        **ppo_settings(train, about),
+        prior=prior,
+        kl_coef=0.0 if prior is None else kl_schedule(train),
+        kl_direction=train.kl_direction,
+        guard=None if prior is None else guard_settings(train),
+        impl=train.impl,
+        overlap=train.overlap,
+        cuda_graph=train.cuda_graph,
+    )
+
+
 def train_run(
     arm: str,
     seed: int,
@@ -248,19 +265,7 @@ def train_run(
     env = build()
     model, logger = None, None
     try:
-        model = FastKLPPO(
-            "MlpPolicy",
-            env,
-            seed=seed,
-            **ppo_settings(settings, experiment.env),
-            prior=prior if guided else None,
-            kl_coef=kl_schedule(settings) if guided else 0.0,
-            kl_direction=settings.kl_direction,
-            guard=guard_settings(settings) if guided else None,
-            impl=settings.impl,
-            overlap=settings.overlap,
-            cuda_graph=settings.cuda_graph,
-        )
+        model = make_model(env, seed, settings, experiment.env, prior if guided else None)
         lane = env.array_lane
         if guided and settings.imitate_passes:
             rows = rows_to_imitate(model.prior, experiment.env, lane, table, seed)

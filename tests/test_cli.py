@@ -427,6 +427,9 @@ def test_a_run_is_overwritten_only_when_asked_and_only_by_one_that_starts(run, b
     assert "no multiple of the 2 tasks" in refused(*words, "--overwrite", "--num-envs", 5)
     assert "UnknownTask" in refused(*words, "--overwrite", "--tasks", "juggle")
     assert "cuda_graph: there are none" in refused(*words, "--overwrite", "--cuda-graph")
+    assert "steps_per_task: 0" in refused(*words, "--overwrite", "--steps-per-task", 0)
+    with pytest.raises(ValueError, match="learning rate"):
+        lago(*words, "--overwrite", "--learning-rate", -1)
     assert {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
     assert lago(*words, "--overwrite") == 0
     assert runs.read_config(copy)["arm"] == "ppo"

@@ -116,6 +116,8 @@ class FitPrior(Command):
         from lago_fast.priors.folder import check_free
         from lago_fast.stage_one import paraphrases
 
+        if not self.no_student and self.student_epochs < 1:
+            raise UnsupportedArgument(f"student_epochs: {self.student_epochs}; give at least 1, or pass --no-student")
         check_free(self.out, overwrite=self.overwrite)
         device = inputs.check_device(self.device)
         demos, suite = inputs.read_demos(self.demos, self.env), suite_named(self.env)

@@ -133,7 +133,7 @@ class Train(Command):
     def _opened(self, train: TrainSettings, prior: Any, table: "np.ndarray | None", encoder: Any) -> Path:
         """Make the run folder, with all settings in it."""
         from lago_fast import runs
-        from lago_fast.training import make_env
+        from lago_fast.training import make_env, make_model
 
         about = {
             "arm": self.arm,
@@ -145,8 +145,12 @@ class Train(Command):
             "demos": self.demos,
             "instruction_encoder": encoder,
         }
-        # refuses settings of the env while the run that it would replace is still there
-        make_env(self.env, self.seed, table, self.num_threads).close()
+        # refuses settings of env and trainer while the run that it would replace is still there
+        env = make_env(self.env, self.seed, table, self.num_threads)
+        try:
+            make_model(env, self.seed, train, self.env, None)
+        finally:
+            env.close()
         folder = runs.open_run(self.out, about, overwrite=self.overwrite)
         runs.save_table(folder, table)
         return folder
