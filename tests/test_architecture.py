@@ -30,7 +30,7 @@ class Rule:
 
 
 ENVS = ("numpy", "gymnasium", "envpool", "mujoco", *NATIVE)
-PRIORS = ("torch", "numpy", "safetensors", "lago_fast.ops", *NATIVE)
+PRIORS = ("torch", "numpy", "safetensors", "lago_fast.ops", "lago_fast.capture", *NATIVE)
 JOINS_ROOMS = Rule(may=ANYTHING, never=("lago_fast.cli",))
 LANGUAGE_MODELS = ("transformers", "peft", "huggingface_hub", "accelerate", "bitsandbytes", "torchao")
 
@@ -41,6 +41,7 @@ RULES = {
     **{f"kernels/{op}/triton_fused.py": Rule(may=("torch", "triton")) for op in KERNEL_OPS},
     "lago_fast/errors.py": Rule(),
     "lago_fast/cores.py": Rule(inside_functions=("torch",)),
+    "lago_fast/capture.py": Rule(may=("torch",)),
     "lago_fast/ops.py": Rule(may=("torch", "lago_fast.kernels")),
     "lago_fast/buffers.py": Rule(may=("torch", "numpy", "lago_fast.ops")),
     "lago_fast/envs": Rule(may=ENVS),
@@ -66,6 +67,7 @@ RULES = {
             "safetensors",
             "lago_fast.ops",
             "lago_fast.buffers",
+            "lago_fast.capture",
             "lago_fast.priors.base",
             "lago_fast.priors.text_base",
         )

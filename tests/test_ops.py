@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lago_fast import ops
 from lago_fast.errors import ImplUnavailable
@@ -62,3 +63,33 @@ def test_coefficients_are_0d_tensors():
     assert made["clip_range_vf"] is None
     assert made["clip_range"].shape == ()
     assert made["clip_range"].dtype == torch.float32
+
+
+class Copies(TorchDispatchMode):
+    """Counts the tensors that are made of host data."""
+
+    made = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.made += func is torch.ops.aten.lift_fresh.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_number_becomes_a_tensor_without_a_copy_that_a_gpu_waits_for():
+    mean, state = torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64)
+    prior = {"prior_mean": mean, "prior_log_std": mean}
+    with Copies() as given:
+        ops.sample_gaussian(mean, mean, state, **prior, prior_temperature=torch.full((), 0.5), impl="reference")
+    with Copies() as number:
+        ops.sample_gaussian(mean, mean, state, **prior, prior_temperature=0.5, impl="reference")
+    assert number.made == given.made
+
+
+@pytest.mark.gpu
+def test_no_number_makes_the_host_wait_for_the_gpu():
+    device = torch.device("cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert ops._as_scalar(0.5, device).device.type == "cuda"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -113,7 +113,9 @@ class _Gpu:
             return
         try:
             pynvml.nvmlInit()
-            self._handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+            # torch counts the devices that CUDA_VISIBLE_DEVICES names, NVML all of them
+            uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         except pynvml.NVMLError as error:  # as in a container without the driver's library
             self._say("NVML", error)
             return

@@ -16,6 +16,7 @@ from lago_fast import ops
 from lago_fast.algorithms.flat_adam import FlatAdam
 from lago_fast.algorithms.heads import CategoricalHead, GaussianHead, Head, TextHead
 from lago_fast.buffers import RolloutBuffer
+from lago_fast.capture import capturing
 from lago_fast.errors import UnsupportedArgument
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class CapturedStep:
         self.head, self.take_rows = head, take_rows
         self.fits = True  # into the GPU's memory
         self.warmed = 0  # steps taken one kernel at a time, of those that a capture waits for
+        self._buffer: RolloutBuffer | None = None  # whose rows the steps are taken on
         self._held: _Held | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -141,7 +143,7 @@ class CapturedStep:
 
     def _give_up(self) -> None:
         logger.warning("out of GPU memory for captured gradient steps: going on without a graph")
-        self.fits, self._graph, self._held = False, None, None
+        self.fits, self._graph, self._held, self._buffer = False, None, None, None
 
     def _run(self, held: _Held) -> None:
         if held.rows.device.type != "cuda":
@@ -166,31 +168,23 @@ class CapturedStep:
         self._graph.replay()
 
     def _captured(self, held: _Held) -> torch.cuda.CUDAGraph:
-        graph, before, failures = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), []
+        graph = torch.cuda.CUDAGraph()
         try:
-            # torch's own stream for captures is one of the device that was current at the first of all
-            with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
-                try:
-                    self._step(held)
-                except RuntimeError as error:
-                    failures.append(error)
-                    raise
+            with capturing(graph, held.rows.device):
+                self._step(held)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            # a capture that is broken off fails once more at its end, and hides why
-            cause = failures[0] if failures else error
-            if isinstance(cause, torch.OutOfMemoryError):
-                raise cause from None
             raise UnsupportedArgument(
                 f"cuda_graph: a step of {type(self.head.policy).__name__} cannot be captured, something in it waits "
-                f"for the host ({cause}); pass cuda_graph=False"
-            ) from cause
-        finally:
-            torch.cuda.set_stream(before)
+                f"for the host ({error}); pass cuda_graph=False"
+            ) from error
         return graph
 
     def _step(self, held: _Held) -> None:
         optimizer = self.head.policy.optimizer
         assert isinstance(optimizer, FlatAdam)
+        assert self._buffer is not None
         batch = self._buffer.as_batch(held.taken.take(held.rows))
         outputs, values = self.head.evaluate(batch)
         row, grads = self.head.loss_and_grads(outputs, values, batch, held.coefficients, **self._options)

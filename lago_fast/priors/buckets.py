@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lago_fast.capture import capturing
+
 SMALLEST = 8
 WARM_UP_PASSES = 3  # before a capture: libraries allocate their workspaces in the first ones
 
@@ -65,8 +67,7 @@ class Buckets:
                 self.run(state, ids)
         torch.cuda.current_stream(state.device).wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        # torch's own stream for captures is one of the device that was current at the first of all
-        with torch.cuda.device_of(state), torch.cuda.graph(graph, stream=torch.cuda.Stream(state.device)):
+        with capturing(graph, state.device):
             latent = self.run(state, ids)
         return _Captured(graph, state, ids, latent)
 

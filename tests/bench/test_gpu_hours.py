@@ -288,8 +288,8 @@ class FakeNvml:
         if "nvmlInit" in self.answers:
             raise self.answers["nvmlInit"]
 
-    def nvmlDeviceGetHandleByIndex(self, index):
-        return index
+    def nvmlDeviceGetHandleByUUID(self, uuid):
+        return uuid
 
     def __getattr__(self, name):
         answer = self.answers[name]
@@ -300,6 +300,14 @@ class FakeNvml:
             return answer
 
         return call
+
+
+@pytest.fixture
+def one_gpu(monkeypatch):
+    """Torch's second device, as it is numbered among those that are visible."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"uuid-of-{device}"))
+    monkeypatch.setattr(accounting._Gpu, "_said", set())
 
 
 REFUSED = FakeNvml.NVMLError_NoPermission("no permission")
@@ -315,6 +323,7 @@ RATES = SimpleNamespace(gpu=50)
         (7000, 300_000, REFUSED, (None, 0.0, "measured")),
     ],
 )
+@pytest.mark.usefixtures("one_gpu")
 def test_what_nvml_refuses_is_left_out_or_modelled_and_said_once(energy, limit, rates, found, monkeypatch, caplog):
     nvml = FakeNvml(
         nvmlDeviceGetTotalEnergyConsumption=energy,
@@ -322,8 +331,6 @@ def test_what_nvml_refuses_is_left_out_or_modelled_and_said_once(energy, limit, 
         nvmlDeviceGetUtilizationRates=rates,
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(accounting._Gpu, "_said", set())
     for _ in range(2):
         gpu = accounting._Gpu()
         gpu.start()
@@ -333,10 +340,15 @@ def test_what_nvml_refuses_is_left_out_or_modelled_and_said_once(energy, limit, 
     assert len(caplog.records) == refused
 
 
+@pytest.mark.usefixtures("one_gpu")
+def test_nvml_is_asked_for_the_device_that_torch_computes_on(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
+    assert accounting._Gpu()._handle == "GPU-uuid-of-1"  # its index counts devices that torch may not see
+
+
+@pytest.mark.usefixtures("one_gpu")
 def test_nvml_that_cannot_begin_measures_nothing(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(nvmlInit=FakeNvml.NVMLError("no driver")))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(accounting._Gpu, "_said", set())
     gpu = accounting._Gpu()
     gpu.start()
     assert gpu.stop(1.0) == (None, None, None)

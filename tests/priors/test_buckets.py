@@ -11,6 +11,7 @@ from lago_fast.priors.backbone import find_backbone
 from lago_fast.priors.buckets import Buckets, bucket_of
 from lago_fast.priors.config import PriorConfig
 from lago_fast.priors.latent_action import LatentActionPrior
+from tests.algorithms.test_captured import FakeCuda
 
 BOX = ((-1.0, -1.0), (1.0, 1.0))
 FORMS = {"llama": "prompt", "qwen2": "prompt", "gpt2": "prompt", "bert": "pooled", "t5": "pooled", "prefix": "pooled"}
@@ -94,6 +95,20 @@ def test_the_full_prompt_has_no_static_shape(families, texts):
         prior.query(*batch(5, texts))
 
 
+def test_a_capture_that_breaks_says_why_and_leaves_the_stream(monkeypatch):
+    cuda = FakeCuda(monkeypatch, breaks=True)
+
+    def run(state, _):
+        if cuda.captured_on:
+            raise torch.OutOfMemoryError("injected")
+        return state
+
+    with pytest.raises(torch.OutOfMemoryError, match="injected"):
+        Buckets(run, 8)._capture(*batch(8, "a"))
+    assert cuda.captured_on == cuda.selected == [torch.device("cpu")]
+    assert cuda.current is cuda.before
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("family", list(FORMS))
 def test_graphs_answer_as_the_pass_does(families, family, texts):
@@ -115,3 +130,24 @@ def test_graphs_are_replayed_with_what_is_asked(families, texts):
     first = prior.query(state, ids)
     second = prior.query(state.flip(0), ids.flip(0))
     torch.testing.assert_close(second.latent, first.latent.flip(0), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_pass_that_breaks_a_capture_leaves_the_stream():
+    before = torch.cuda.current_stream()
+
+    def run(state, ids):
+        return state * ids.sum().item()  # which waits for the host
+
+    with pytest.raises(RuntimeError, match="captur"):
+        Buckets(run, 8)(*batch(8, "a", "cuda"))
+    assert torch.cuda.current_stream() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")
+def test_a_graph_on_another_device_than_the_current_one_answers():
+    buckets = Buckets(lambda state, ids: state + ids[:, None], 8)
+    for _ in range(2):
+        state, ids = batch(5, "abc", "cuda:1")
+        assert torch.equal(buckets(state, ids), state + ids[:, None])
