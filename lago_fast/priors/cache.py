@@ -54,6 +54,8 @@ class CacheConfig:
         # below the least a quotient could overflow, and different observations would be one key
         if self.resolution is not None and not 1e-30 <= self.resolution <= 1e30:
             raise UnsupportedArgument(f"resolution: {self.resolution}; give 1e-30 to 1e30, or None for exact keys")
+        if self.resolution is not None:
+            object.__setattr__(self, "resolution", float(self.resolution))  # 1 and 1.0 are the same keys
         if self.budget_bytes < 1 or self.file_bytes < 1 << 20:
             raise UnsupportedArgument(
                 f"budget_bytes, file_bytes: {self.budget_bytes} and {self.file_bytes}; give at least 1 and 1 MiB"
@@ -148,7 +150,7 @@ class LatentCache:
                 f"state, instruction_id: {state.dtype} and {instruction_id.dtype}; give float32 and int64"
             )
         state, instruction_id = state.detach().cpu().contiguous(), instruction_id.cpu().contiguous()
-        keys = torch.empty(len(state), 2, dtype=torch.int64)
+        keys = torch.empty(len(state), 2, dtype=torch.int64, device="cpu")
         try:
             bad = _C.hash_observations(
                 state.data_ptr(),
@@ -199,7 +201,8 @@ class LatentCache:
 
     def lookup_keys(self, keys: Tensor, *, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Return what `lookup` does, for keys [B, 2] that `keys` returned."""
-        rows, hit = out or (torch.empty(len(keys), self.width), torch.empty(len(keys), dtype=torch.bool))
+        keys = _checked(keys)
+        rows, hit = out or (_floats(len(keys), self.width), torch.empty(len(keys), dtype=torch.bool, device="cpu"))
         for given, dtype, shape in ((rows, torch.float32, (len(keys), self.width)), (hit, torch.bool, (len(keys),))):
             if given.shape != shape or given.dtype != dtype or given.is_cuda or not given.is_contiguous():
                 raise UnsupportedArgument(
@@ -226,7 +229,7 @@ class LatentCache:
             raise UnsupportedArgument(
                 f"rows: {tuple(rows.shape)} {rows.dtype}; give float32 [{len(keys)}, {self.width}]"
             )
-        first, inverse = distinct(keys)
+        first, inverse = distinct(_checked(keys))
         if len(first) > self.capacity:
             needed = self.config.budget_bytes * len(first) // self.capacity + 1
             raise UnsupportedArgument(
@@ -234,7 +237,7 @@ class LatentCache:
                 f"{len(first):,}; give at least {needed:,}, or query smaller batches"
             )
         keys, rows = keys[first].contiguous(), rows.detach().cpu()[first].contiguous()
-        encoded = torch.empty(len(keys), self._table.row_bytes, dtype=torch.uint8)
+        encoded = torch.empty(len(keys), self._table.row_bytes, dtype=torch.uint8, device="cpu")
         bad, too_large = self._table.encode(rows.data_ptr(), encoded.data_ptr(), rows=len(keys))
         if too_large:
             raise UnsupportedArgument(
@@ -250,7 +253,7 @@ class LatentCache:
     def _keep(self, keys: Tensor, encoded: Tensor) -> Tensor:
         """Make encoded rows of distinct keys resident; return them decoded."""
         keys, encoded = keys.contiguous(), encoded.contiguous()
-        stored = torch.empty(len(keys), self.width)
+        stored = _floats(len(keys), self.width)
         self._table.insert(keys.data_ptr(), encoded.data_ptr(), stored.data_ptr(), rows=len(keys))
         return stored
 
@@ -277,9 +280,21 @@ class LatentCache:
 def distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
     """Return where each distinct key of [n, 2] stands first, [u], and the number of each key in that list, [n]."""
     keys = keys.contiguous()
-    first, inverse = torch.empty(2, len(keys), dtype=torch.int64).unbind()
+    first, inverse = torch.empty(2, len(keys), dtype=torch.int64, device="cpu").unbind()
     count = _C.distinct_keys(keys.data_ptr(), first.data_ptr(), inverse.data_ptr(), rows=len(keys))
     return first[:count], inverse
+
+
+def _checked(keys: Tensor) -> Tensor:
+    """Return keys as native code reads them, or refuse what are none."""
+    if keys.dim() != 2 or keys.shape[1] != 2 or keys.dtype != torch.int64 or not keys.is_cpu:
+        raise UnsupportedArgument(f"keys: {keys.dtype} {list(keys.shape)} on {keys.device}; give what `keys` returned")
+    return keys.contiguous()
+
+
+def _floats(rows: int, width: int) -> Tensor:
+    """Return room for rows that native code writes, whatever torch's default dtype and device are."""
+    return torch.empty(rows, width, dtype=torch.float32, device="cpu")
 
 
 def _signed(half: int) -> int:

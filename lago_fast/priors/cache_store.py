@@ -36,7 +36,8 @@ FORMAT_VERSION = 1
 
 _COMMIT, _HEADER = b"\0", b"header"  # the first is the least of all keys: it stands in the leftmost leaf
 _KEY_BYTES, _SEAL_BYTES = 16, 8
-_NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT))
+# EIO: of a commit of which only a part still found room
+_NO_ROOM = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO))
 
 # LMDB 0.9 on 64 bits: page header, meta page (of both trees the 7 figures), page header of a tree's page
 _META = struct.Struct("=16x II QQ IHHQQQQQ IHHQQQQQ QQ")
@@ -272,8 +273,8 @@ class Store:
         except (lmdb.Error, OSError) as error:
             if any(said in str(error) for said in _NO_ROOM):
                 raise CacheFull(
-                    f"path: no room on the disk of {self.path} ({error}), which keeps every row committed so far; "
-                    "free some, or give a path elsewhere"
+                    f"path: no room on the disk of {self.path}, or it failed ({error}); every row committed so far is "
+                    "kept; free some, or give a path elsewhere"
                 ) from error
             raise UnsupportedArgument(
                 f"path: {self.path} cannot be used ({error}); give a path on a local disk that this process may "
@@ -327,7 +328,7 @@ def _names(keys: Tensor) -> list[bytes]:
 
 def _seals(keys: Tensor, encoded: Tensor) -> Tensor:
     """Return the checksum of each row and its key, uint8 [n, 8]."""
-    keys, seals = keys.contiguous(), torch.empty(len(keys), dtype=torch.int64)
+    keys, seals = keys.contiguous(), torch.empty(len(keys), dtype=torch.int64, device="cpu")
     _C.seal_rows(keys.data_ptr(), encoded.data_ptr(), seals.data_ptr(), rows=len(keys), row_bytes=encoded.shape[1])
     return seals.view(torch.uint8).view(-1, _SEAL_BYTES)
 

@@ -79,7 +79,7 @@ class CachedTextPrior:
         self._log["queries"] += len(blocks)
         self._log["first_sightings"] += asked
         self._log["cache_hits"] += len(blocks) - asked
-        answer = torch.full((len(blocks), -(-widest // WIDTH), WIDTH), -torch.inf)
+        answer = torch.full((len(blocks), -(-widest // WIDTH), WIDTH), -torch.inf, dtype=torch.float32)
         answer[owner, place] = rows
         return answer.flatten(1)[:, :widest]
 

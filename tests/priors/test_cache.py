@@ -508,3 +508,44 @@ def test_large_batches_are_split_over_threads_and_answer_the_same(row_format):
         for at in (0, 1):
             out = room[at : at + 5000 * 400].view(5000, 400), mark
             assert torch.equal(cache.lookup(state, ids, out=out)[0], rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("row_format", FORMATS)
+def test_another_default_dtype_changes_nothing(row_format, dtype):
+    cache, (state, ids) = small_cache(row_format), states(6)
+    rows = torch.randn(6, 4)
+    torch.set_default_dtype(dtype)
+    try:
+        stored = cache.insert(state, ids, rows)
+        found, hit = cache.lookup(state, ids)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(stored, rows, rtol=0, atol=0 if row_format == "float32" else 0.05)
+    assert torch.equal(found, stored)
+    assert hit.all()
+
+
+def test_keys_that_do_not_lie_row_by_row_are_read_as_they_are():
+    cache, (state, ids) = small_cache(), states(6)
+    rows = cache.insert(state, ids, torch.randn(6, 4))
+    keys = cache.keys(state, ids)
+    assert torch.equal(cache.lookup_keys(keys[::2])[0], rows[::2])
+    for wrong in (keys.int(), keys[:, :1], keys[0]):
+        with pytest.raises(UnsupportedArgument, match="keys: "):
+            cache.lookup_keys(wrong)
+        with pytest.raises(UnsupportedArgument, match="keys: "):
+            cache.insert_keys(wrong, torch.zeros(len(wrong), 4))
+
+
+def test_a_whole_number_is_the_same_resolution(tmp_path):
+    found = []
+    for resolution in (1, 1.0):
+        config = CacheConfig(resolution=resolution, path=tmp_path / "rows", file_bytes=FILE_BYTES)
+        cache = LatentCache(config, salt="", parts=[4], state_dim=S, instructions=["a"])
+        state = torch.arange(30.0).view(6, S)
+        found.append(cache.lookup(state, torch.zeros(6, dtype=torch.int64))[1])
+        cache.insert(state, torch.zeros(6, dtype=torch.int64), torch.ones(6, 4))
+        cache.close()
+    assert not found[0].any()
+    assert found[1].all()

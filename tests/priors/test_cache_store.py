@@ -522,8 +522,8 @@ def follow_a_process_that_gave_more_bytes(path):
     small.close()
 
 
-def fill_the_disk(path):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # as if the disk ended after 1 MiB
+def fill_the_disk(path, at=1 << 20):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (at, at))  # as if the disk ended there
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     cache, stored = open_cache(path), 0
     try:
@@ -532,13 +532,17 @@ def fill_the_disk(path):
             stored += 50
     except CacheFull as error:
         assert "no room on the disk" in str(error)  # noqa: PT017 - what was stored until then is looked at below
-    assert 1000 < stored < 100_000
+    assert at // 1000 < stored < 100_000
     cache.clear()
     assert torch.equal(cache.lookup(*query(range(stored)))[0], row_of(range(stored)))
     cache.close()
     cache = open_cache(path)
     assert torch.equal(cache.lookup(*query(range(stored)))[0], row_of(range(stored)))
     cache.close()
+
+
+def fill_the_disk_within_a_commit(path):
+    fill_the_disk(path, 212 << 10)
 
 
 SCENARIOS = [
@@ -549,6 +553,7 @@ SCENARIOS = [
     fork_with_an_open_cache,
     follow_a_process_that_gave_more_bytes,
     fill_the_disk,
+    fill_the_disk_within_a_commit,
 ]
 
 
