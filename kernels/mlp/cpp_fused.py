@@ -28,7 +28,7 @@ def _address(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: to
 
 
 class Networks:
-    """Several networks on the same rows, forward and backward.
+    """Several networks on the same rows, forward and backward; for one thread, which has the one workspace.
 
     Args:
         networks: of each its layers, float32 and contiguous; they are read and written where they lie, so that a

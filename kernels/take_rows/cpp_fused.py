@@ -16,7 +16,7 @@ class Columns:
 
     Args:
         columns: contiguous, on the CPU.
-        reuse: let a call return the tensors of the last one of as many rows, overwritten.
+        reuse: let a call return the tensors of the last one of as many rows, overwritten; for one thread.
 
     Raises:
         ValueError: a column that is not contiguous on the CPU, or of another length.
@@ -32,8 +32,7 @@ class Columns:
                     f"columns: expected contiguous CPU tensors of {self._length} rows, got {list(column.shape)} "
                     f"with strides {column.stride()} on {column.device}; use impl='reference'"
                 )
-        self._taken: list[Tensor] = []
-        self._places: list[tuple[int, int, int]] = []  # (from, to, bytes of a row)
+        self._last: tuple[int, list[Tensor], list[tuple[int, int, int]]] = (-1, [], [])  # rows, tensors, places
 
     def take(self, picked: Tensor) -> list[Tensor]:
         """Return the rows `picked` [B] int64 of each column.
@@ -43,13 +42,16 @@ class Columns:
         if picked.dtype is not torch.int64 or picked.dim() != 1 or not (picked.is_cpu and picked.is_contiguous()):
             raise ValueError(f"picked: expected contiguous int64 [B] on the CPU, got {picked.dtype} {picked.shape}")
         rows = len(picked)
-        if not self._reuse or not self._taken or len(self._taken[0]) != rows:
-            self._taken = [
+        last_rows, taken, places = self._last
+        if not self._reuse or last_rows != rows:
+            taken = [
                 torch.empty((rows, *column.shape[1:]), dtype=column.dtype, device="cpu") for column in self.columns
             ]
-            self._places = [
-                (column.data_ptr(), taken.data_ptr(), column.element_size() * column.shape[1:].numel())
-                for column, taken in zip(self.columns, self._taken, strict=True)
+            places = [  # from, to, bytes of a row
+                (column.data_ptr(), own.data_ptr(), column.element_size() * column.shape[1:].numel())
+                for column, own in zip(self.columns, taken, strict=True)
             ]
-        _C.take_rows(self._places, picked.data_ptr(), rows, self._length)
-        return self._taken
+            if self._reuse:
+                self._last = rows, taken, places
+        _C.take_rows(places, picked.data_ptr(), rows, self._length)
+        return taken

@@ -1,5 +1,7 @@
 """The op `take_rows`: a minibatch of several columns is what indexing gives, byte for byte."""
 
+import threading
+
 import pytest
 import torch
 
@@ -23,6 +25,25 @@ def test_rows_are_those_picked(module):
         for column, taken in zip(COLUMNS, columns.take(picked), strict=True):
             assert torch.equal(taken, column[picked])
             assert taken.dtype is column.dtype
+
+
+def test_two_threads_take_rows_of_the_same_columns():
+    n = 5000
+    columns = [torch.arange(n)[:, None].expand(n, 16).contiguous()]
+    taker, wrong = cpp_fused.Columns(columns), []
+
+    def take(rows):
+        for seed in range(50):
+            picked = torch.randint(n, (rows,), generator=torch.Generator().manual_seed(seed))
+            if not torch.equal(taker.take(picked)[0][:, 0], picked):
+                wrong.append(rows)
+
+    threads = [threading.Thread(target=take, args=(rows,)) for rows in (3000, 2000)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 def test_only_reused_rows_are_overwritten():
