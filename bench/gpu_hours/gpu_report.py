@@ -59,6 +59,7 @@ GPU_TESTS: dict[str, tuple[str, ...]] = {
     f"{KERNELS}cuda.py": ("lago_fast._cuda",),
     **dict.fromkeys(TRITON_TESTS, ("triton",)),
     "tests/test_buffers.py": (),
+    "tests/test_ops.py": (),
     **{f"tests/algorithms/test_{name}.py": SB3 for name in ("captured", "stage_clock")},
     "tests/algorithms/test_overlapping.py": (*SB3, "lago_fast._C"),
     **{f"tests/priors/test_{name}.py": LANGUAGE for name in ("buckets", "quantize", "score_prior", "generate_prior")},
@@ -256,6 +257,11 @@ def run_step(step: Step, left_s: float, environment: Mapping[str, str]) -> dict[
     return {**part, **({"left_out": dict(step.left_out)} if step.left_out else {}), "output": told}
 
 
+def _hear_ctrl_c() -> None:
+    """Let a command be asked to stop where this one, as a job in the background, is deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _run(command: Sequence[str], limit_s: float, environment: Mapping[str, str], output: IO[bytes]) -> int | None:
     """Return a command's exit status; None where it was stopped, and with it all that it had started.
 
@@ -269,6 +275,7 @@ def _run(command: Sequence[str], limit_s: float, environment: Mapping[str, str],
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=_hear_ctrl_c,
     ) as child:
         try:
             return child.wait(timeout=max(limit_s, 0.1))

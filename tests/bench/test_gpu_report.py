@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -75,6 +76,15 @@ def test_a_part_ends_well_or_badly():
     assert run("print(1)", "print(2)")["output"] == "1\n2\n"
 
 
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def ctrl_c(request):
+    """Hear Ctrl-C, or not, as a job in the background does not."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_part_that_is_late_is_asked_to_stop_and_all_that_it_started_is_ended(tmp_path):
     code = f"""
 import subprocess, sys, time
@@ -106,6 +116,7 @@ def is_running(pid):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_bench_that_is_stopped_keeps_what_it_has_timed(tmp_path):
     bench = tmp_path / "bench_some.py"
     bench.write_text(
