@@ -29,6 +29,10 @@ from lago_fast.priors.text_base import TextActionPrior, TextEncoder
 NOT_KEPT = {"self", "transitions", "prior", "encoder", "__class__"}
 
 
+# what is read of recorded transitions beside the choice
+READ = ("instruction", "observation", "admissible", "reward", "next_observation", "next_admissible", "terminated")
+
+
 class Transitions(Protocol):
     """n recorded transitions; `lago_fast.envs.text_transitions.TextTransitions` is the contract."""
 
@@ -181,19 +185,10 @@ def _stored(transitions: Transitions, reader: StateReader) -> TextReplayBuffer:
     rows = len(transitions.choice)
     if rows == 0:
         raise DemonstrationError("transitions: they are empty; record at least one episode")
-    for name in (
-        "instruction",
-        "observation",
-        "admissible",
-        "reward",
-        "next_observation",
-        "next_admissible",
-        "terminated",
-    ):
-        if len(getattr(transitions, name)) != rows:
-            raise DemonstrationError(
-                f"{name}: {len(getattr(transitions, name))} rows beside {rows} choices; give one each"
-            )
+    for name in READ:
+        length = len(getattr(transitions, name))
+        if length != rows:
+            raise DemonstrationError(f"{name}: {length} rows beside {rows} choices; give one each")
     if not np.isfinite(transitions.reward).all():
         raise DemonstrationError("reward: NaN or infinity; leave such episodes out, or record them again")
     for row, (choice, actions) in enumerate(zip(transitions.choice.tolist(), transitions.admissible, strict=True)):
@@ -222,9 +217,6 @@ def _stored(transitions: Transitions, reader: StateReader) -> TextReplayBuffer:
     after = seen.take(following)
     after = after._replace(log_prior=after.log_prior.masked_fill(ended[:, None], -torch.inf))
     reward = torch.from_numpy(transitions.reward.astype(np.float32))
-    data.add(
-        TextBatch(
-            seen.take(now), torch.from_numpy(np.asarray(transitions.choice, dtype=np.int64)), reward, after, ended
-        )
-    )
+    choice = torch.from_numpy(np.asarray(transitions.choice, dtype=np.int64))
+    data.add(TextBatch(seen.take(now), choice, reward, after, ended))
     return data
