@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lago_fast.algorithms.fast_kl_ppo import FastKLPPO
 from lago_fast.envs.vec_env import ArrayVecEnv
-from lago_fast.errors import UnsupportedArgument
+from lago_fast.errors import UnsupportedArgument, check_seed
 from lago_fast.priors.base import ActionPrior, PriorOutput, match_instructions, prior_kl
 
 
@@ -113,6 +113,7 @@ def check_states(count: int, tasks: int) -> None:
 
 def sample(rows: Visited, count: int, seed: int) -> Visited:
     """Return at most `count` rows, as many of each task as there are, in the order of task and step."""
+    check_seed("seed", seed)
     rng, tasks = np.random.default_rng(seed), np.unique(rows.task_id)
     check_states(count, len(tasks))
     shares = [len(part) for part in np.array_split(np.arange(count), len(tasks))]

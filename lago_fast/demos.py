@@ -19,7 +19,7 @@ import numpy as np
 from lago_fast.demo_files import UNREADABLE, check_free, install, read_content, sha256_of
 from lago_fast.envs.experts import Episode
 from lago_fast.envs.suites import Suite, suite_named
-from lago_fast.errors import DemonstrationError, MissingExtra, UnsupportedArgument
+from lago_fast.errors import DemonstrationError, MissingExtra, UnsupportedArgument, check_seed
 
 ATTEMPTS_PER_SUCCESS = 10
 Progress = Callable[[str, int, int], None]
@@ -85,18 +85,24 @@ def record_demos(
         DemonstrationError: with `success_only`, the expert fails too often.
     """
     suite = suite_named(env)
-    tasks = suite.check_tasks(tasks)
-    lengths = {"episodes_per_task": episodes_per_task, "max_episode_steps": max_episode_steps}
-    _at_least(1, **lengths, num_envs_per_task=num_envs_per_task)
-    _check_noise(suite, action_noise)
-    _check_noisy(noisy_tasks, tasks, action_noise)
+    tasks = check_recording(
+        tasks,
+        episodes_per_task,
+        action_noise=action_noise,
+        noisy_tasks=noisy_tasks,
+        seed=seed,
+        max_episode_steps=max_episode_steps,
+        num_envs_per_task=num_envs_per_task,
+        env=env,
+    )
     if stop_after_success is not None:
         _at_least(0, stop_after_success=stop_after_success)
     path = Path(os.path.abspath(path))
     check_free(path, overwrite)
     minari = import_minari()
     settings = {
-        **lengths,
+        "episodes_per_task": episodes_per_task,
+        "max_episode_steps": max_episode_steps,
         "num_envs_per_task": num_envs_per_task,
         "action_noise": action_noise,
         "noisy_tasks": list(noisy_tasks),
@@ -127,6 +133,28 @@ def record_demos(
         storage.update_metadata(_metadata(path, suite, tasks, {**settings, "sha256": sha256_of(folder)}))
         install(folder, path, Path(scratch) / "replaced")
     return path
+
+
+def check_recording(
+    tasks: Sequence[str],
+    episodes_per_task: int,
+    *,
+    action_noise: float,
+    noisy_tasks: Sequence[str],
+    seed: int,
+    max_episode_steps: int,
+    num_envs_per_task: int,
+    env: str,
+) -> list[str]:
+    """Return the names of the tasks; raises UnknownTask and UnsupportedArgument as `record_demos`, whose these are."""
+    suite = suite_named(env)
+    names = suite.check_tasks(tasks)
+    _at_least(1, episodes_per_task=episodes_per_task, max_episode_steps=max_episode_steps)
+    _at_least(1, num_envs_per_task=num_envs_per_task)
+    _check_noise(suite, action_noise)
+    _check_noisy(noisy_tasks, names, action_noise)
+    check_seed("seed", seed)
+    return names
 
 
 def _keep(

@@ -124,3 +124,9 @@ class InsufficientMemory(LagoError, MemoryError):
 
 class SceneUnsampled(LagoError, RuntimeError):
     """A scene that no draw satisfies: what is asked of it is too much for the table."""
+
+
+def check_seed(name: str, seed: int, bits: int = 63) -> None:
+    """Raise UnsupportedArgument unless a seed is one that generators take: of so many bits, and not negative."""
+    if not 0 <= seed < 2**bits:
+        raise UnsupportedArgument(f"{name}={seed}: give an integer from 0 to 2**{bits} - 1")

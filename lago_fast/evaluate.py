@@ -13,7 +13,7 @@ import numpy as np
 
 from lago_fast.envs.suites import Script, suite_named
 from lago_fast.envs.vec_env import ArrayVecEnv
-from lago_fast.errors import UnsupportedArgument
+from lago_fast.errors import UnsupportedArgument, check_seed
 from lago_fast.presets import EnvSettings
 
 ENVS_PER_TASK = 25
@@ -194,6 +194,7 @@ def script_actors(settings: EnvSettings) -> dict[str, Act]:
 
 def random_actor(action_dim: int, seed: int, *, discrete: bool = False) -> Act:
     """Return an actor that draws uniformly from the box [-1, 1]^D, or among D discrete actions."""
+    check_seed("seed", seed)
     rng = np.random.default_rng(seed)
 
     def act(view: View) -> np.ndarray:

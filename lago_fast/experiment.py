@@ -16,6 +16,7 @@ import torch
 from lago_fast import evaluate as evaluation
 from lago_fast import runs as run_folders
 from lago_fast import stage_one, throughput
+from lago_fast.checks import check_experiment
 from lago_fast.demos import load_demos
 from lago_fast.envs.suites import suite_named
 from lago_fast.evaluate import TaskResult, evaluated_tasks
@@ -25,7 +26,7 @@ from lago_fast.priors.amortised import AmortisedPrior
 from lago_fast.priors.base import ActionPrior
 from lago_fast.priors.latent_action import LatentActionPrior
 from lago_fast.report import Outcome, curves_of, make_report
-from lago_fast.training import check_student, observations, policy_actor, prior_actor, train_run
+from lago_fast.training import observations, policy_actor, prior_actor, train_run
 
 EVAL_SEED = 10_000  # apart from the seeds of training
 STUDENT_SEED = 0
@@ -68,9 +69,9 @@ def compare(
 
     Raises:
         RunExists: `out` holds a run and `overwrite` is False.
-        UnsupportedArgument: a student is wanted that is not to be made; see `check_student`.
+        UnsupportedArgument and more: as `check_experiment`, before anything is written.
     """
-    check_student(experiment.env, experiment.train)
+    check_experiment(experiment)
     started = time.perf_counter()
     folder = run_folders.open_run(out, experiment, overwrite=overwrite)
     cpu_started = time.process_time()

@@ -13,6 +13,7 @@ Test: pytest tests/test_runs.py
 import dataclasses
 import fnmatch
 import json
+import math
 import os
 import platform
 import subprocess
@@ -80,12 +81,13 @@ def open_run(folder: str | os.PathLike[str], config: Any, *, overwrite: bool = F
 
     Raises:
         RunExists: a run is there and `overwrite` is False, or files of a run's names that no run wrote.
+        UnsupportedArgument: a setting that is NaN.
     """
     folder = Path(folder).expanduser().absolute()
     old = check_free(folder, overwrite=overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     # the new config replaces the old one first: settings that are no JSON lose nothing, and the mark stays
-    write_json(folder / CONFIG, {"run_format": RUN_FORMAT, **to_plain(config)})
+    write_json(folder / CONFIG, {"run_format": RUN_FORMAT, **_named_infinities("config", to_plain(config))})
     for path in old:
         if path != folder / CONFIG:
             path.unlink()
@@ -167,6 +169,19 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         os.replace(fresh, path)
 
 
+def _named_infinities(name: str, value: Any) -> Any:
+    """Return plain settings with infinities as text, which JSON cannot hold as numbers; `from_plain` reads it."""
+    if isinstance(value, dict):
+        return {key: _named_infinities(key, item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_named_infinities(name, item) for item in value]
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    if math.isnan(value):
+        raise UnsupportedArgument(f"{name}: nan; give a number")
+    return str(value)
+
+
 def save_table(folder: Path, table: np.ndarray | None) -> None:
     """Keep what the policy of a run sees of the instructions, [M, r]; None, with one task, leaves no file."""
     if table is not None:
@@ -217,6 +232,8 @@ def from_plain(kind: type[SettingsT], data: Mapping[str, Any]) -> SettingsT:
     def rebuilt(hint: Any, value: Any) -> Any:
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             return from_plain(hint, value)
+        if value in ("inf", "-inf") and float in (hint, *typing.get_args(hint)):
+            return float(value)
         return tuple(value) if isinstance(value, list) and typing.get_origin(hint) in _TUPLES else value
 
     return kind(**{name: rebuilt(hints[name], value) for name, value in data.items()})

@@ -12,9 +12,9 @@ import torch
 
 from lago_fast.demos import Demonstrations, load_demos, record_demos
 from lago_fast.envs.suites import Suite, suite_named
-from lago_fast.errors import DemonstrationError, UnsupportedArgument
+from lago_fast.errors import DemonstrationError, UnsupportedArgument, check_seed
 from lago_fast.evaluate import draw_actions, known_tasks
-from lago_fast.presets import EnvSettings, Experiment
+from lago_fast.presets import EnvSettings, Experiment, PriorSettings
 from lago_fast.priors.amortised import AmortisedPrior, StudentConfig
 from lago_fast.priors.base import ActionPrior, PriorOutput, match_instructions
 from lago_fast.priors.finetune import fit_prior
@@ -41,7 +41,12 @@ def compact_table(latents: np.ndarray, *, fitted: int | None = None, explained: 
         latents: one row per wording.
         fitted: centre, rotation and factor are those of so many first rows, the wordings of training; None: of all.
         explained: share of their variance that is kept, by the largest principal directions.
+
+    Raises:
+        UnsupportedArgument: a share that is none.
     """
+    if not 0 < explained <= 1:
+        raise UnsupportedArgument(f"explained_variance={explained}: give a share above 0, and at most 1")
     first = latents[:fitted]
     centre = first.mean(axis=0)
     left, singular, right = np.linalg.svd(first - centre, full_matrices=False)
@@ -110,7 +115,13 @@ def paraphrase(demos: Demonstrations, instructions: list[str], seed: int, *, sui
 def paraphrases(
     demos: Demonstrations, instructions: list[str], seed: int, count: int, *, suite: Suite | None = None
 ) -> np.ndarray:
-    """Return `count` instruction ids for each demonstrated row, [n, count], each column as `paraphrase` draws it."""
+    """Return `count` instruction ids for each demonstrated row, [n, count], each column as `paraphrase` draws it.
+
+    Raises UnsupportedArgument for a count below 1, and a seed that is negative.
+    """
+    if count < 1:
+        raise UnsupportedArgument(f"wordings={count}: give at least 1")
+    check_seed("seed", seed)
     return np.stack([paraphrase(demos, instructions, seed + k, suite=suite) for k in range(count)], axis=1)
 
 
@@ -156,13 +167,28 @@ def fit(
     progress: Callable[[dict[str, float]], None] | None = None,
 ) -> StageOne:
     """Fit the prior to demonstrations, in all wordings of their tasks, and save it as `folder`."""
+    prior = fit_to(demos, experiment, random_init=random_init, progress=progress)
+    prior.save(folder, overwrite=overwrite)
+    table = policy_table(prior.instruction_table().cpu().numpy(), experiment.env)
+    return StageOne(demos, prior, instructions_of(experiment), table)
+
+
+def fit_to(
+    demos: Demonstrations,
+    experiment: Experiment,
+    *,
+    random_init: bool = False,
+    progress: Callable[[dict[str, float]], None] | None = None,
+    before_weights: Callable[[], object] | None = None,
+) -> LatentActionPrior:
+    """Return the prior fitted to demonstrations, in all wordings of their tasks; callbacks as `fit_prior` has them."""
     settings = experiment.prior
     instructions = instructions_of(experiment)
     gaussian: dict[str, Any] = {}
     if demos.num_actions is None:
         std_init = settings.std_floor if settings.std == "fixed" else STD_INIT
         gaussian = {"std": settings.std, "std_init": std_init, "std_floor": settings.std_floor}
-    prior = fit_prior(
+    return fit_prior(
         demos.states,
         demos.actions,
         paraphrases(demos, instructions, settings.seed, settings.wordings, suite=suite_named(experiment.env.env)),
@@ -186,10 +212,13 @@ def fit(
         attention=settings.attention,
         seed=settings.seed,
         progress=progress,
+        before_weights=before_weights,
     )
-    prior.save(folder, overwrite=overwrite)
-    table = policy_table(prior.instruction_table().cpu().numpy(), experiment.env)
-    return StageOne(demos, prior, instructions, table)
+
+
+def student_config(settings: PriorSettings) -> StudentConfig:
+    """Return the student's own settings."""
+    return StudentConfig(**settings.student)
 
 
 def amortise(stage: StageOne, experiment: Experiment, seed: int) -> AmortisedPrior:
@@ -200,7 +229,7 @@ def amortise(stage: StageOne, experiment: Experiment, seed: int) -> AmortisedPri
     prior is the expert).
     """
     settings = experiment.prior
-    student = AmortisedPrior(stage.prior, StudentConfig(**settings.student))
+    student = AmortisedPrior(stage.prior, student_config(settings))
     states = torch.from_numpy(stage.demos.states)
     suite = suite_named(experiment.env.env)
     ids = torch.from_numpy(paraphrase(stage.demos, stage.instructions, seed, suite=suite))

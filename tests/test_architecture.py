@@ -95,6 +95,7 @@ RULES = {
     "lago_fast/throughput.py": JOINS_ROOMS,
     "lago_fast/report.py": JOINS_ROOMS,
     "lago_fast/audit.py": JOINS_ROOMS,
+    "lago_fast/checks.py": JOINS_ROOMS,
     "lago_fast/experiment.py": JOINS_ROOMS,
     "lago_fast/cli": Rule(may=ANYTHING),
 }

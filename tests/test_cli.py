@@ -428,8 +428,9 @@ def test_a_run_is_overwritten_only_when_asked_and_only_by_one_that_starts(run, b
     assert "UnknownTask" in refused(*words, "--overwrite", "--tasks", "juggle")
     assert "cuda_graph: there are none" in refused(*words, "--overwrite", "--cuda-graph")
     assert "steps_per_task: 0" in refused(*words, "--overwrite", "--steps-per-task", 0)
-    with pytest.raises(ValueError, match="learning rate"):
-        lago(*words, "--overwrite", "--learning-rate", -1)
+    assert "learning_rate=-1.0" in refused(*words, "--overwrite", "--learning-rate", -1)
+    assert "kl_coef: the arm ppo has no prior" in refused(*words, "--overwrite", "--kl-coef", 2)
+    assert "torch_threads=0" in refused(*words, "--overwrite", "--torch-threads", 0)
     assert {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
     assert lago(*words, "--overwrite") == 0
     assert runs.read_config(copy)["arm"] == "ppo"
@@ -527,6 +528,7 @@ def test_eval_refuses_what_it_cannot_play(run, refused, tmp_path):
     assert "PriorMismatch" in refused("eval", tmp_path)
     assert "path: " in refused("eval", tmp_path / "nowhere")
     assert "episodes: 0" in refused("eval", run, "--episodes", 0)
+    assert "seed=-1" in refused("eval", run, "--seed", -1)
     copy = shutil.copytree(run, tmp_path / "copy")
     (copy / "instruction_table.npy").unlink()
     assert "instruction_table.npy" in refused("eval", copy)
@@ -625,5 +627,19 @@ def test_compare_checks_its_settings_before_it_begins(refused, tmp_path):
     assert refused(*words, "--env.tasks", "juggle").startswith("UnknownTask: ")
     assert refused(*words, "--train.cuda-graph").startswith("UnsupportedArgument: cuda_graph: ")
     assert "no multiple of the 3 tasks" in refused(*words, "--env.num-envs", 5)
-    assert refused(*words, "--arms", "magic").startswith("UnsupportedArgument: arms, seeds: ")
+    assert refused(*words, "--arms", "magic").startswith("UnsupportedArgument: arms=['magic']: ")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("plot",), "runs: name at least one"),
+        (("bench", "--tasks", "reach", "--num-envs", 4, "--n-steps", 0), "n_steps=0"),
+        (("bench", "--tasks", "reach", "--num-envs", 4, "--torch-threads", -1), "torch_threads=-1"),
+        (("demos", "--tasks", "reach", "--seed", -1, "--out", "nowhere"), "seed=-1"),
+    ],
+    ids=str,
+)
+def test_what_has_no_meaning_is_refused_by_its_name(words, named, refused):
+    assert named in refused(*words)

@@ -7,7 +7,9 @@ import sys
 import pytest
 import torch
 
+from lago_fast import cores
 from lago_fast.cores import torch_threads, usable_cores, use_torch_threads
+from lago_fast.errors import UnsupportedArgument
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
@@ -24,7 +26,8 @@ def test_without_affinity_all_cores_are_counted(monkeypatch, counted, expected):
     assert usable_cores() == expected
 
 
-def test_torch_has_as_many_threads_as_asked_for_or_as_there_are_cores():
+def test_torch_has_as_many_threads_as_asked_for_or_as_there_are_cores(monkeypatch):
+    monkeypatch.setattr(cores, "usable_cores", lambda: 4)
     before = torch.get_num_threads()
     try:
         use_torch_threads(3)
@@ -33,6 +36,15 @@ def test_torch_has_as_many_threads_as_asked_for_or_as_there_are_cores():
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 3
         use_torch_threads(None)
-        assert torch.get_num_threads() == usable_cores()
+        assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [-1, 0, 3])
+def test_no_thread_and_more_threads_than_cores_are_refused(threads, monkeypatch):
+    monkeypatch.setattr(cores, "usable_cores", lambda: 2)
+    before = torch.get_num_threads()
+    with pytest.raises(UnsupportedArgument, match=f"torch_threads={threads}: give 1 to 2"):
+        use_torch_threads(threads)
+    assert torch.get_num_threads() == before

@@ -114,9 +114,19 @@ def test_a_file_is_no_folder(tmp_path):
 
 def test_a_config_that_is_no_json_leaves_the_old_run(tmp_path):
     runs.open_run(tmp_path, {"seed": 1})
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(UnsupportedArgument, match="seed: nan"):
         runs.open_run(tmp_path, {"seed": math.nan}, overwrite=True)
     assert runs.read_config(tmp_path) == {"seed": 1}
+
+
+def test_an_infinite_setting_is_kept_and_read_back(tmp_path):
+    @dataclass(frozen=True)
+    class Bounds:
+        most: float | None = None
+        least: float = 0.0
+
+    made = Bounds(math.inf, -math.inf)
+    assert runs.from_plain(Bounds, runs.read_config(runs.open_run(tmp_path, made))) == made
 
 
 def test_writing_json_is_whole_or_not_at_all(tmp_path):

@@ -52,15 +52,15 @@ class Bench(Command):
     def run(self) -> None:
         """Measure, and print two tables."""
         from lago_fast import runs, throughput
-        from lago_fast.envs.metaworld_tasks import check_tasks
+        from lago_fast.checks import check_trainer
 
         if self.rounds < 1:
             raise UnsupportedArgument(f"rounds: {self.rounds}; time at least 1")
         if self.json is not None and self.json.exists():
             raise RunExists(f"json: {self.json} is there already; name another file")
-        check_tasks(self.tasks)
         use_torch_threads(self.torch_threads)
         experiment = self._experiment()
+        check_trainer(experiment.env, experiment.train, (0,))
         priors: dict[str, ActionPrior | None] = {"ppo": None, **self._priors(experiment.train.device)}
         table, _ = inputs.instruction_table(experiment.env, priors.get("lago_exact"), None)  # type: ignore[arg-type]
         console.hint("measuring")

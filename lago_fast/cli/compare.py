@@ -59,18 +59,12 @@ class Compare(Command):
         """Check the settings, run the experiment, and print its table."""
         from lago_fast import runs
         from lago_fast.experiment import compare
-        from lago_fast.training import ARMS, make_env
 
         if self.workers < 1:
             raise UnsupportedArgument(f"workers: {self.workers}; give 1 or more")
         use_torch_threads(self.torch_threads)
         runs.check_free(self.out, overwrite=self.overwrite)
-        unknown = [arm for arm in self.experiment.arms if arm not in ARMS]
-        if unknown or not self.experiment.arms or not self.experiment.seeds:
-            raise UnsupportedArgument(f"arms, seeds: give at least one of each, arms among {', '.join(ARMS)}")
         experiment = replace(self.experiment, train=inputs.check_training(self.experiment.train))
-        # refuses tasks and settings of the env while what it would replace is still there
-        make_env(experiment.env, seed=0, table=None).close()
         with console.progress_bar() as advance:
             report = compare(
                 experiment,

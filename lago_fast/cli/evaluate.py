@@ -8,7 +8,7 @@ import tyro
 
 from lago_fast.cli import console, inputs
 from lago_fast.cli.command import Command, by_default
-from lago_fast.errors import RunExists, UnsupportedArgument
+from lago_fast.errors import RunExists, UnsupportedArgument, check_seed
 from lago_fast.presets import EnvSettings, start_of
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Evaluate(Command):
 
         if self.episodes < 1:
             raise UnsupportedArgument(f"episodes: {self.episodes}; play at least 1 per task")
+        check_seed("seed", self.seed)
         for name, path in (("json", self.json), ("video", self.video)):
             if path is not None and path.exists():
                 raise RunExists(f"{name}: {path} exists already; name another file")

@@ -31,6 +31,8 @@ class Plot(Command):
         """Read the curves and draw them."""
         from lago_fast.plots import draw_curves
 
+        if not self.runs:
+            raise UnsupportedArgument("runs: name at least one folder of `lago train` or `lago compare`")
         if self.out.exists() and not self.overwrite:
             raise RunExists(f"out: {self.out} exists already; name another file, or replace it with --overwrite")
         curves: dict[str, dict[str, list[tuple[list[float], list[float]]]]] = {}

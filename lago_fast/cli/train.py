@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 
     from lago_fast.demos import Demonstrations
 
+GUIDANCE = (  # training settings that say how a prior guides, other than by what is left out
+    "kl_coef",
+    "kl_coef_end",
+    "kl_coef_until",
+    "kl_direction",
+    "guard_floor",
+    "imitate_passes",
+    "prior_mode",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Command):
@@ -133,7 +143,7 @@ class Train(Command):
     def _opened(self, train: TrainSettings, prior: Any, table: "np.ndarray | None", encoder: Any) -> Path:
         """Make the run folder, with all settings in it."""
         from lago_fast import runs
-        from lago_fast.training import make_env, make_model
+        from lago_fast.checks import check_trainer
 
         about = {
             "arm": self.arm,
@@ -146,11 +156,7 @@ class Train(Command):
             "instruction_encoder": encoder,
         }
         # refuses settings of env and trainer while the run that it would replace is still there
-        env = make_env(self.env, self.seed, table, self.num_threads)
-        try:
-            make_model(env, self.seed, train, self.env, None)
-        finally:
-            env.close()
+        check_trainer(self.env, train, (self.seed,), table, self.num_threads)
         folder = runs.open_run(self.out, about, overwrite=self.overwrite)
         runs.save_table(folder, table)
         return folder
@@ -172,6 +178,10 @@ class Train(Command):
         self.asking.check(self.arm, guided, self.train.prior_mode)
         if guided:
             check_student(self.env, self.train)
+        usual = self.start("", self.env.env).train
+        given = [name for name in GUIDANCE if getattr(self.train, name) != getattr(usual, name)]
+        if given and not guided:
+            raise UnsupportedArgument(f"{given[0]}: the arm {self.arm} has no prior; leave it out, or take --arm lago")
         if guided and self.prior is None:
             raise UnsupportedArgument(
                 f"prior: the arm {self.arm} needs one; make it with `lago fit-prior` and name its folder"

@@ -23,7 +23,7 @@ from lago_fast.envs.clevr_rewards import REWARDS, SINGLE_RELATION, Moved, carele
 from lago_fast.envs.clevr_scenes import GAP_M
 from lago_fast.envs.state_words import describe_clevr
 from lago_fast.envs.vec_env import ArrayReset, ArrayStep, ArrayVecEnv, ReturnNormalizer, checked_instruction_table
-from lago_fast.errors import NonFiniteError, UnsupportedArgument
+from lago_fast.errors import NonFiniteError, UnsupportedArgument, check_seed
 
 if TYPE_CHECKING:
     from lago_fast.envs.sb3_adapter import SB3VecEnv
@@ -145,8 +145,10 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
     def seed(self, seed: int) -> list[int]:
         """Reseed from the next `reset` on; the statistics of `normalize_reward` are kept.
 
-        Returns the seed of each environment; that of environment i does not depend on how many there are.
+        Returns the seed of each environment; that of environment i does not depend on how many there are. Raises
+        UnsupportedArgument for a seed that is negative.
         """
+        check_seed("seed", seed)
         keys = np.random.SeedSequence(seed).generate_state(self.num_envs, np.uint64)
         self.env_seeds: list[int] = keys.tolist()
         self._reseeded: Episodes | None = Episodes(self.families, keys, self._gap, self.judge, self._solved_start)

@@ -22,7 +22,7 @@ from lago_fast.envs.groups import GroupedArrayEnv
 from lago_fast.envs.metaworld_tasks import check_settings, check_tasks, envpool_id, task_phrasings
 from lago_fast.envs.state_words import describe_metaworld
 from lago_fast.envs.vec_env import ArrayReset, ArrayStep, ArrayVecEnv, ReturnNormalizer, checked_instruction_table
-from lago_fast.errors import EnvironmentFailed, NonFiniteError, UnsupportedArgument
+from lago_fast.errors import EnvironmentFailed, NonFiniteError, UnsupportedArgument, check_seed
 
 if TYPE_CHECKING:
     from lago_fast.envs.sb3_adapter import SB3VecEnv
@@ -120,8 +120,10 @@ class MetaworldArrayEnv(ArrayVecEnv):
     def seed(self, seed: int) -> list[int]:
         """Reseed from the next `reset` on, which builds the pools anew, since EnvPool fixes seeds there.
 
-        The statistics of `normalize_reward` are kept. Returns the seed of each environment.
+        The statistics of `normalize_reward` are kept. Returns the seed of each environment; raises UnsupportedArgument
+        for a seed that is negative.
         """
+        check_seed("seed", seed)
         for_envs, _ = np.random.SeedSequence(seed).spawn(2)
         words = for_envs.generate_state(self._first_env + self.num_envs)[self._first_env :]
         # EnvPool reads seeds as signed 32-bit integers

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lago_fast.envs.text_env import TextState, TextStep, TextVecEnv, check_choice
-from lago_fast.errors import UnsupportedArgument
+from lago_fast.errors import UnsupportedArgument, check_seed
 
 
 class Outcome(NamedTuple):
@@ -39,6 +39,7 @@ class TextGames(TextVecEnv):
         self._seed(seed)
 
     def _seed(self, seed: int) -> None:
+        check_seed("seed", seed)
         self._row_seed = np.random.SeedSequence(seed).generate_state(self.num_envs, np.uint64)
         self._drawn = np.zeros(self.num_envs, np.uint64)
 

@@ -182,6 +182,15 @@ class AmortisedPrior(nn.Module):
 
     # distilling
 
+    @staticmethod
+    def check_fit(*, epochs: int, noisy_copies: int, val_fraction: float = 0.1) -> None:
+        """Raise UnsupportedArgument for what `fit` cannot honour."""
+        if not 0 < val_fraction < 1 or epochs < 1 or noisy_copies < 0:
+            raise UnsupportedArgument(
+                f"student: epochs={epochs}, at least 1; noisy_copies={noisy_copies}, 0 or more; "
+                f"val_fraction={val_fraction}, between 0 and 1"
+            )
+
     def fit(
         self,
         states: ArrayLike,
@@ -216,8 +225,7 @@ class AmortisedPrior(nn.Module):
         started = time.perf_counter()
         state = torch.as_tensor(states).float().to(self.device)
         ids = whole_numbers("instruction_id", instruction_id).to(self.device)
-        if not 0 < val_fraction < 1 or epochs < 1 or noisy_copies < 0:
-            raise UnsupportedArgument("val_fraction: 0 < f < 1; epochs: at least 1; noisy_copies: 0 or more")
+        self.check_fit(epochs=epochs, noisy_copies=noisy_copies, val_fraction=val_fraction)
         if len(state) < 2:
             raise DemonstrationError(f"states: {len(state)} rows; give at least 2, one of them is held out")
         out = self.held_out.split(episode_id, len(state), val_fraction, self._generator).to(self.device)

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from numpy.typing import ArrayLike
 
-from lago_fast.errors import UnsupportedArgument
+from lago_fast.errors import UnsupportedArgument, check_seed
 from lago_fast.priors.backbone import Backbone, find_backbone
 from lago_fast.priors.base import Kind
 from lago_fast.priors.config import Attention, Finetune, Form, PriorConfig, StatePath, Std
@@ -25,7 +25,7 @@ from lago_fast.priors.folder import check_choice
 from lago_fast.priors.latent_action import QUERY_ROWS, LatentActionPrior
 from lago_fast.priors.locate import DEFAULT_BACKBONE
 from lago_fast.priors.memory_plan import plan_fit
-from lago_fast.priors.quantize import MAX_KL_NATS, QUANTIZATIONS, Quantization, check_fp8, quantize_prior
+from lago_fast.priors.quantize import MAX_KL_NATS, QUANTIZATIONS, Quantization, check_fp8, checked_bound, quantize_prior
 from lago_fast.priors.rows import Rows, action_space, check_rows, split_episodes
 from lago_fast.priors.trust import remember
 from lago_fast.priors.tuning import checkpoint_layers
@@ -76,6 +76,7 @@ def fit_prior(
     seed: int = 0,
     device: str | torch.device = "cpu",
     progress: Callable[[dict[str, float]], None] | None = None,
+    before_weights: Callable[[], object] | None = None,
 ) -> LatentActionPrior:
     """Return a frozen prior fitted to demonstrations, with what was measured in `.metrics`.
 
@@ -129,6 +130,8 @@ def fit_prior(
         seed: of split, initial weights, order and noise.
         device: where to compute; the prior stays there.
         progress: called after each epoch with {"epoch", "epochs", "train_loss", "val_loss", "seconds"}.
+        before_weights: called when every argument was checked, before weights are fetched or read. What it raises ends
+            the fit.
 
     Raises:
         DemonstrationError: empty, not finite, of differing lengths, or outside of the spaces.
@@ -139,6 +142,7 @@ def fit_prior(
     """
     started = time.perf_counter()
     check_choice("loss", loss, ("nll", "mse"))
+    checked_bound(max_quantization_kl)
     _check_savings(finetune, gradient_checkpointing, quantization, val_fraction, torch.device(device))
     recipe = Recipe(
         loss=loss,
@@ -152,10 +156,8 @@ def fit_prior(
         patience=patience,
         max_seconds=max_seconds,
     )
-    _check_positive(recipe)
-    if not 0 <= val_fraction < 1 or min(weight_decay, input_noise, wording_noise, trust_rows) < 0:
-        names = "weight_decay, input_noise, wording_noise, trust_rows"
-        raise UnsupportedArgument(f"val_fraction: 0 <= f < 1; {names}: not negative")
+    _check_recipe(recipe, val_fraction, trust_rows)
+    check_seed("seed", seed)
     rows, kind = check_rows(states, actions, instruction_id, episode_id, task_id, kind, len(instructions))
     _check_unset(kind, std=std, std_init=std_init, std_floor=std_floor, action_low=action_low, action_high=action_high)
     if loss == "mse" and (kind == "categorical" or std == "state_dependent"):
@@ -182,6 +184,8 @@ def fit_prior(
             gradient_checkpointing=gradient_checkpointing,
             device=torch.device(device),
         )
+        if before_weights is not None:
+            before_weights()
 
     if isinstance(backbone, str):
         backbone_seed = seed if random_init else 0
@@ -244,12 +248,17 @@ def _check_unset(kind: Kind, **gaussian: object) -> None:
             raise UnsupportedArgument(f"{name}: {value!r}; the actions are categorical, which have none: leave it out")
 
 
-def _check_positive(recipe: Recipe) -> None:
-    """Refuse a recipe by which nothing would be learnt."""
+def _check_recipe(recipe: Recipe, val_fraction: float, trust_rows: int) -> None:
+    """Refuse a recipe by which nothing would be learnt, and amounts that are none."""
     counts = recipe.epochs, recipe.batch_size, recipe.patience, recipe.parts
-    if min(counts) < 1 or min(recipe.lr, math.inf if recipe.max_seconds is None else recipe.max_seconds) <= 0:
+    seconds = math.inf if recipe.max_seconds is None else recipe.max_seconds
+    if min(counts) < 1 or not 0 < recipe.lr < math.inf or not seconds > 0:
         names = "epochs, batch_size, patience, gradient_accumulation_steps, lr, max_seconds"
-        raise UnsupportedArgument(f"{names}: must be positive")
+        raise UnsupportedArgument(f"{names}: must be positive, and lr finite")
+    amounts = recipe.weight_decay, recipe.input_noise, recipe.wording_noise, trust_rows
+    if not 0 <= val_fraction < 1 or not all(0 <= amount < math.inf for amount in amounts):
+        names = "weight_decay, input_noise, wording_noise, trust_rows"
+        raise UnsupportedArgument(f"val_fraction: 0 <= f < 1; {names}: finite and not negative")
 
 
 def _check_savings(

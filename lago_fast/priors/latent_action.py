@@ -317,6 +317,18 @@ class LatentActionPrior(nn.Module):
     # quantization
 
     @property
+    def max_quantization_kl(self) -> float:
+        """Nats on average that trainers are to take of the quantization; infinite: it need not be measured.
+
+        Raises UnsupportedArgument when it is set to what is no amount.
+        """
+        return self._max_quantization_kl
+
+    @max_quantization_kl.setter
+    def max_quantization_kl(self, nats: float) -> None:
+        self._max_quantization_kl = quantize.checked_bound(nats)
+
+    @property
     def quantization_kl_nats(self) -> float:
         """Return the mean KL of the exact prior from this one on held-out states; NaN where it was not measured."""
         return quantize.kl_of(self.metrics)

@@ -172,6 +172,13 @@ def compute_dtype(quantization: Quantization) -> torch.dtype:
     return torch.bfloat16 if quantization in ("bf16", "fp8") else torch.float32
 
 
+def checked_bound(max_quantization_kl: float) -> float:
+    """Return a bound in nats; raises UnsupportedArgument for one that nothing can be held against."""
+    if not max_quantization_kl >= 0:
+        raise UnsupportedArgument(f"max_quantization_kl={max_quantization_kl}: give nats, 0 or more, or inf")
+    return max_quantization_kl
+
+
 def check_fp8(device: torch.device) -> None:
     """Raise DeviceUnavailable or MissingExtra where "fp8" cannot run."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < FP8_CAPABILITY:

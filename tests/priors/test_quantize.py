@@ -272,3 +272,12 @@ def test_bfloat16_keeps_the_positions_of_rope_exact(families):
     assert model.rotary_emb.inv_freq.dtype == torch.float32
     assert torch.equal(model.rotary_emb.inv_freq, before)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("bound", [-0.1, math.nan])
+def test_a_bound_that_nothing_can_be_held_against_is_refused(bound, priors):
+    prior = next(iter(priors.values()))
+    before = prior.max_quantization_kl
+    with pytest.raises(UnsupportedArgument, match="max_quantization_kl"):
+        prior.max_quantization_kl = bound
+    assert prior.max_quantization_kl == before
