@@ -33,17 +33,16 @@ from lago_fast.kernels.mlp.reference import GaussianActor as GaussianActor
 from lago_fast.kernels.mlp.reference import GaussianColumns as GaussianColumns
 from lago_fast.kernels.mlp.reference import Layer as MLPLayer
 from lago_fast.kernels.mlp.reference import Networks as MLPNetworks
+from lago_fast.kernels.ppo.autograd import differentiable as loss_differentiable
 from lago_fast.kernels.ppo.reference import Coefficients as PPOCoefficients
 from lago_fast.kernels.ppo.reference import Grads as PPOGrads
 from lago_fast.kernels.ppo.reference import Inputs as PPOInputs
 from lago_fast.kernels.ppo.reference import Outputs as PPOOutputs
-from lago_fast.kernels.ppo_kl_categorical.autograd import differentiable as categorical_differentiable
 from lago_fast.kernels.ppo_kl_categorical.eager import Grads as CategoricalGrads
 from lago_fast.kernels.ppo_kl_categorical.reference import Coefficients as CategoricalCoefficients
 from lago_fast.kernels.ppo_kl_categorical.reference import Direction
 from lago_fast.kernels.ppo_kl_categorical.reference import Inputs as CategoricalInputs
 from lago_fast.kernels.ppo_kl_categorical.reference import Outputs as CategoricalOutputs
-from lago_fast.kernels.ppo_kl_gaussian.autograd import differentiable as gaussian_differentiable
 from lago_fast.kernels.ppo_kl_gaussian.eager import Grads as GaussianGrads
 from lago_fast.kernels.ppo_kl_gaussian.reference import Coefficients as GaussianCoefficients
 from lago_fast.kernels.ppo_kl_gaussian.reference import Inputs as GaussianInputs
@@ -207,7 +206,8 @@ def ppo_kl_gaussian(
     outputs, grads = module.loss_and_grads(
         inputs, coefficients, kl_direction=kl_direction, normalize_advantage=normalize_advantage
     )
-    return gaussian_differentiable(inputs, outputs, grads)
+    loss = loss_differentiable(outputs.loss, grads, inputs.mean, inputs.log_std, inputs.values)
+    return outputs._replace(loss=loss)
 
 
 def ppo_kl_gaussian_loss_and_grads(
@@ -270,7 +270,7 @@ def ppo_kl_categorical(
     outputs, grads = module.loss_and_grads(
         inputs, coefficients, kl_direction=kl_direction, normalize_advantage=normalize_advantage
     )
-    return categorical_differentiable(inputs, outputs, grads)
+    return outputs._replace(loss=loss_differentiable(outputs.loss, grads, inputs.logits, inputs.values))
 
 
 def ppo_kl_categorical_loss_and_grads(
