@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
-from lago_fast.algorithms.lanes import Episode, LaneStep
+from lago_fast.algorithms.lanes import Episode, LaneStep, whole_id
 from lago_fast.errors import UnsupportedArgument
 
 FINAL = ("final_info", "_final_info", "final_obs", "_final_obs")  # what an info says of the episode before
@@ -123,7 +123,7 @@ class NextStepLane:
 
     def begin(self) -> np.ndarray:
         self._ended = np.zeros(self.owner.num_envs, bool)
-        ids = [info.get("instruction_id", 0) for info in self.owner.reset_infos]
+        ids = [whole_id(info.get("instruction_id", 0), i) for i, info in enumerate(self.owner.reset_infos)]
         self._instruction_id = np.array(ids, dtype=np.int64)
         return self._instruction_id.copy()
 
@@ -135,7 +135,7 @@ class NextStepLane:
         records = [info_of(infos, i) for i in range(len(valid))]
         episodes = self.owner.episodes.add(np.where(valid, reward, 0.0), self._ended, records, valid)
         for i, info in enumerate(records):
-            self._instruction_id[i] = info.get("instruction_id", self._instruction_id[i])
+            self._instruction_id[i] = whole_id(info.get("instruction_id", self._instruction_id[i]), i)
             info["TimeLimit.truncated"] = bool(truncated[i])
         for episode in episodes:
             records[episode.env] |= {"episode": self.owner.episodes.record(episode)}
@@ -179,9 +179,7 @@ class _Episodes:
         episodes = []
         for i in np.flatnonzero(ended).tolist():
             success = infos[i].get("is_success")
-            episodes.append(
-                Episode(i, float(self.total[i]), int(self.length[i]), None if success is None else bool(success))
-            )
+            episodes.append(Episode(i, float(self.total[i]), int(self.length[i]), success))
             self.total[i], self.length[i] = 0.0, 0
         return episodes
 

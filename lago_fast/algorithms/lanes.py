@@ -22,7 +22,7 @@ class Episode(NamedTuple):
     env: int  # index in the vector env
     total_reward: float  # the simulator's, not normalised
     length: int  # env steps
-    success: bool | None  # at any step; None where the env does not say
+    success: Any  # at any step: True or False, or a share, as the env says it; None where it does not
     info: dict[str, Any] | None = None  # as a Monitor wrote it; None where there is none
 
 
@@ -179,13 +179,7 @@ class Sb3Lane:
             known = info.get("instruction_id", self._instruction_id[i])
             if done[i] and "terminal_instruction_id" not in info and i < len(at_resets):
                 known = at_resets[i].get("instruction_id", known)
-            try:
-                self._instruction_id[i] = known
-            except (TypeError, ValueError, OverflowError) as error:
-                raise UnsupportedArgument(
-                    f'env: info["instruction_id"] of env {i} is {known!r}; give the integer by which the env counts '
-                    "its instructions, and a text under another name"
-                ) from error
+            self._instruction_id[i] = whole_id(known, i)
         return self._instruction_id.copy()
 
     def begin(self) -> np.ndarray:
@@ -219,6 +213,21 @@ class Sb3Lane:
             [infos[i]["is_success"] for i in np.flatnonzero(done) if infos[i].get("is_success") is not None],
             infos,
         )
+
+
+def whole_id(known: Any, i: int) -> int:
+    """Return env `i`'s instruction id as its info has it; raises UnsupportedArgument for what is no integer."""
+    try:
+        whole = int(known)
+        fits = bool(whole == known) and -(2**63) <= whole < 2**63
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise UnsupportedArgument(
+            f'env: info["instruction_id"] of env {i} is {known!r}; give the integer by which the env counts '
+            "its instructions, and a text under another name"
+        )
+    return whole
 
 
 def _episode(env: int, record: dict[str, Any], success: Any) -> Episode:

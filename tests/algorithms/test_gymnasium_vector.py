@@ -61,6 +61,32 @@ def test_episodes_and_their_success_are_the_same_in_every_mode(mode):
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_a_success_is_counted_as_the_env_says_it(mode):
+    class Partly(Counter):
+        def step(self, action):
+            *step, info = super().step(action)
+            return *step, dict.fromkeys(info, 0.25)
+
+    model = FastKLPPO("MlpPolicy", make(mode, env=Partly), **OPTIONS).learn(1)
+    assert set(model.ep_success_buffer) == {0.25}
+
+
+@pytest.mark.parametrize("at_reset", [True, False])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_an_instruction_that_is_no_integer_is_refused_by_name(mode, at_reset):
+    class Named(Counter):
+        def reset(self, **options):
+            return super().reset(**options)[0], {"instruction_id": "open it"} if at_reset else {}
+
+        def step(self, action):
+            *step, _ = super().step(action)
+            return *step, {"instruction_id": 1.5}
+
+    with pytest.raises(errors.UnsupportedArgument, match=r'info\["instruction_id"\] of env 0 is .*give the integer'):
+        FastKLPPO("MlpPolicy", make(mode, env=Named), **OPTIONS).learn(1)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_ends_reach_the_buffer_with_what_follows_them(mode):
     model = FastKLPPO("MlpPolicy", make(mode, n=1), **OPTIONS, learning_rate=0.0).learn(1)
     buffer = model.rollout_buffer

@@ -1,5 +1,6 @@
 """Both lanes tell the trainer the same story of the same env."""
 
+import math
 from functools import partial
 
 import gymnasium as gym
@@ -240,7 +241,7 @@ def test_a_success_is_counted_as_the_env_says_it():
     assert list(model.learn(64).ep_success_buffer) == [0.25] * 4
 
 
-@pytest.mark.parametrize("said", ["open the drawer", None, [1, 2]])
+@pytest.mark.parametrize("said", ["open the drawer", None, [1, 2], 1.5, math.nan, 2**70])
 def test_an_instruction_that_is_no_integer_is_refused_by_name(said):
     with pytest.raises(errors.UnsupportedArgument, match=r'info\["instruction_id"\] of env 0 is .*give the integer'):
         one_episode(Saying(always={"instruction_id": said}))

@@ -64,6 +64,18 @@ def test_loss_backpropagates_the_upstream_gradient(kind, impl):
 
 
 @pytest.mark.parametrize("kind", CASES)
+def test_a_graph_of_the_gradients_is_refused_where_it_would_be_used(kind):
+    op, coefficients, make, names = CASES[kind]
+    c = coefficients(**ops.coefficients_on(torch.device("cpu"), **dict.fromkeys(coefficients._fields[:5], 0.3)))
+    x = make()
+    leaves = [getattr(x, name).clone().requires_grad_() for name in names]
+    loss = op(x._replace(**dict(zip(names, leaves, strict=True))), c, impl="cpp").loss
+    gradients = torch.autograd.grad(loss * leaves[-1].sum(), leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradients[0].sum().backward()
+
+
+@pytest.mark.parametrize("kind", CASES)
 def test_twice_through_the_same_loss_gives_twice_the_gradient(kind):
     op, coefficients, make, names = CASES[kind]
     c = coefficients(**ops.coefficients_on(torch.device("cpu"), **dict.fromkeys(coefficients._fields[:5], 0.3)))
