@@ -31,6 +31,8 @@ import copy
 import inspect
 import json
 import re
+import subprocess
+import sys
 import warnings
 
 import gymnasium as gym
@@ -54,9 +56,10 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 
 from lago_fast import FastKLPPO, make_metaworld
+from lago_fast.algorithms.checkpoint_every import CheckpointEvery
 from lago_fast.algorithms.stage_clock import STAGES
 from lago_fast.envs.sb3_adapter import SB3VecEnv
 from tests.algorithms.array_points import ArrayPoints
@@ -158,6 +161,37 @@ def test_parameters_are_read_and_set_as_there(tmp_path):
         model.learn(64)
     for ours, theirs in zip(first.policy.parameters(), second.policy.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_a_saved_policy_is_read_where_this_package_is_not(tmp_path):
+    model = small_model().learn(64)
+    model.policy.save(tmp_path / "policy.zip")
+    observation = model.get_env().reset()
+    reads = f"""
+import sys
+sys.modules["lago_fast"] = None
+from stable_baselines3.common.policies import ActorCriticPolicy
+policy = ActorCriticPolicy.load({str(tmp_path / "policy.zip")!r})
+print(policy.predict({observation.tolist()}, deterministic=True)[0].tolist(), policy.optimizer.defaults["eps"])
+"""
+    told = subprocess.run([sys.executable, "-c", reads], capture_output=True, text=True, check=True).stdout
+    assert told.strip() == f"{model.predict(observation, deterministic=True)[0].tolist()} 1e-05"
+
+
+def test_an_env_that_cannot_be_asked_for_more_than_it_has(tmp_path):
+    class Wrapper(VecEnvWrapper):
+        def __getattr__(self, name):
+            return getattr(self, name + "_")
+
+        def reset(self):
+            return self.venv.reset()
+
+        def step_wait(self):
+            return self.venv.step_wait()
+
+    model = FastKLPPO("MlpPolicy", Wrapper(make_vec_env("CartPole-v1", n_envs=2)), n_steps=16, batch_size=32)
+    model.learn(32, callback=CheckpointEvery(tmp_path / "checkpoints", 1))
+    assert model.num_timesteps == 32
 
 
 def test_predict_takes_one_observation_or_many():

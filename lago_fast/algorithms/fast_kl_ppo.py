@@ -38,6 +38,7 @@ from lago_fast.errors import NonFiniteLoss, PriorMismatch, UnsupportedArgument
 from lago_fast.priors.base import ActionPrior
 
 Schedule = Callable[[float], float]
+ADAM_EPS = 1e-5  # Stable-Baselines3's
 
 
 class FastKLPPO(ImitatingPPO):
@@ -202,12 +203,15 @@ class FastKLPPO(ImitatingPPO):
             # Stable-Baselines3's Adam, in one call per step
             own = {
                 "optimizer_class": FlatAdam,
-                "optimizer_kwargs": {"eps": 1e-5, "impl": self._impl_of("adam")},
+                "optimizer_kwargs": {"eps": ADAM_EPS, "impl": self._impl_of("adam")},
             }
-        # `policy_kwargs` stay the user's: a saved model names nothing that Stable-Baselines3 does not know
+        # `policy_kwargs` stay the user's, and the policy's its own: what is saved of either names nothing that
+        # Stable-Baselines3 does not know
         users, self.policy_kwargs = self.policy_kwargs, {**self.policy_kwargs, **own}
         super()._setup_model()
         self.policy_kwargs = users
+        if own:
+            self.policy.optimizer_class, self.policy.optimizer_kwargs = torch.optim.Adam, {"eps": ADAM_EPS}
         attach_encoder(self.policy, self.env)
         self._kl_coefficient = KLCoefficient(self.kl_coef, self.target_prior_kl, self.auto_kl_coef)
         self._numbers, self._dropped, self._gradient_steps = Numbers(self.on_nan), False, 0

@@ -193,7 +193,6 @@ def same_random_numbers(device: torch.device) -> Iterator[None]:
 def _statistics(env: VecEnv | None) -> Iterator[tuple[str, Any]]:
     """Yield what normalises, with its name: running means of VecNormalize wrappers, outermost first, and a lane's."""
     depth = 0
-    lane = getattr(env, "array_lane", None)
     while isinstance(env, VecEnvWrapper):
         if isinstance(env, VecNormalize):
             yield f"{depth}.returns", env.ret_rms
@@ -202,6 +201,7 @@ def _statistics(env: VecEnv | None) -> Iterator[tuple[str, Any]]:
                 yield from ((f"{depth}.observations.{key}", part) for key, part in parts.items())
             depth += 1
         env = env.venv
+    lane = getattr(env, "array_lane", None)
     if getattr(lane, "normalizer", None) is not None:
         yield "lane", lane.normalizer  # type: ignore[union-attr]
 
