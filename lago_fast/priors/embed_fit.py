@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lago_fast.errors import UnsupportedArgument
+from lago_fast.errors import NonFiniteError, UnsupportedArgument
 from lago_fast.priors.embed_prior import ZERO_SHOT_TEMPERATURE, EmbedPrior, Head, ids_of, scores_of
 from lago_fast.priors.folder import check_choice
 from lago_fast.priors.text_embedder import TextEmbedder
@@ -88,9 +88,14 @@ def fit_embed_prior(
     Raises:
         DemonstrationError, UnsupportedArgument: see `numbers_of`.
         UnsupportedArgument: other arguments that cannot be honoured.
+        NonFiniteError: the fit diverges.
     """
     check_choice("fit", fit, ("temperature", "head"))
-    if min(hidden, epochs, batch_size, patience) < 1 or not 0 <= val_fraction < 1 or lr <= 0 or weight_decay < 0:
+    if (
+        min(hidden, epochs, batch_size, patience) < 1
+        or not 0 <= val_fraction < 1
+        or not (0 < lr < math.inf and 0 <= weight_decay < math.inf)
+    ):
         raise UnsupportedArgument(
             f"hidden, epochs, batch_size, patience: {hidden}, {epochs}, {batch_size}, {patience} must be 1 or more; "
             f"val_fraction {val_fraction} in 0..1, lr {lr} above 0, weight_decay {weight_decay} 0 or more"
@@ -185,7 +190,10 @@ def _descend(
         for part in torch.randperm(len(train.choice), generator=generator).split(batch_size):
             batch = train.take(part)
             optimiser.zero_grad()
-            _nll(batch.scores(head), ZERO_SHOT_TEMPERATURE, batch.choice).backward()
+            loss = _nll(batch.scores(head), ZERO_SHOT_TEMPERATURE, batch.choice)
+            if not loss.isfinite():
+                raise NonFiniteError(f"loss: {loss.item()} in epoch {epoch} of the head's fit: lower lr")
+            loss.backward()
             optimiser.step()
         if kept is None:
             continue

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lago_fast.errors import UnsupportedArgument
+from lago_fast.errors import NonFiniteError, UnsupportedArgument, check_seed
 from lago_fast.priors.backbone import pad_right, quietly
 from lago_fast.priors.causal_lm import ABOUT, CausalLM
 from lago_fast.priors.folder import check_choice, check_free
@@ -77,6 +77,7 @@ def train_small_lm(
         RunExists: the folder is not empty.
         DemonstrationError: see `numbers_of`.
         UnsupportedArgument: arguments that cannot be honoured; a prompt longer than the context.
+        NonFiniteError: the training diverges.
     """
     check_choice("architecture", architecture, ("llama", "gpt2"))
     if min(hidden, layers, heads, context, epochs, batch_size) < 1 or hidden % (2 * heads) or vocabulary < 257:
@@ -84,6 +85,12 @@ def train_small_lm(
             f"hidden, layers, heads, context, epochs, batch_size: {hidden}, {layers}, {heads}, {context}, {epochs}, "
             f"{batch_size} must be 1 or more, hidden a multiple of twice the heads, vocabulary {vocabulary} 257 or more"
         )
+    if not (0 < lr < math.inf and 0 <= label_smoothing < 1 and (max_seconds is None or max_seconds > 0)):
+        raise UnsupportedArgument(
+            f"lr {lr} must be above 0 and finite, label_smoothing {label_smoothing} in [0, 1), max_seconds "
+            f"{max_seconds} above 0 or None"
+        )
+    check_seed("seed", seed)
     check_free(folder, overwrite=False)
     choice, episode = numbers_of(walkthroughs)
     prompt = prompt or Prompt()
@@ -111,6 +118,8 @@ def train_small_lm(
         wanted = [targets[i] for i in rows]
         reads = reader.read(*states, menus, list(map(len, wanted)))
         loss = _loss(model, [read.tokens for read in reads], wanted, label_smoothing)
+        if not loss.isfinite():
+            raise NonFiniteError(f"loss: {loss.item()} at update {number}; nothing was written: lower lr")
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

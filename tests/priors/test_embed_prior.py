@@ -12,6 +12,7 @@ from lago_fast.errors import (
     DemonstrationError,
     HashMismatch,
     LagoError,
+    NonFiniteError,
     PriorMismatch,
     RunExists,
     UnsupportedArgument,
@@ -262,6 +263,11 @@ def test_a_temperature_that_is_none_is_refused(embedder, temperature):
 def test_what_cannot_be_honoured_is_refused(shared, options):
     with pytest.raises(UnsupportedArgument, match=next(iter(options))):
         fit_embed_prior(shared, house(2), **options)
+
+
+def test_a_fit_that_diverges_is_named(shared):
+    with pytest.raises(NonFiniteError, match="the head's fit: lower lr"):
+        fit_embed_prior(shared, house(2), lr=1e30, val_fraction=0)
 
 
 def test_walkthroughs_that_are_none_are_refused(shared):

@@ -1,12 +1,13 @@
 """A model trained here: it learns its walkthroughs, is loaded as any checkpoint, and says what it is."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from lago_fast.errors import DemonstrationError, RunExists, UnsupportedArgument
+from lago_fast.errors import DemonstrationError, NonFiniteError, RunExists, UnsupportedArgument
 from lago_fast.priors.causal_lm import find_causal_lm
 from lago_fast.priors.generate_prior import GeneratePrior
 from lago_fast.priors.prompt import Prompt
@@ -103,4 +104,10 @@ def test_what_cannot_be_trained_is_refused(steps, trained, tmp_path):
         train_small_lm(steps, tmp_path / "a", prompt=Prompt(), **{**SMALL, "context": 16})
     with pytest.raises(DemonstrationError, match="choice 3 in row 0"):
         train_small_lm(steps._replace(choice=[3] * 12), tmp_path / "a")
+    with pytest.raises(UnsupportedArgument, match="label_smoothing nan"):
+        train_small_lm(steps, tmp_path / "a", label_smoothing=math.nan)
+    with pytest.raises(UnsupportedArgument, match="seed=-1"):
+        train_small_lm(steps, tmp_path / "a", seed=-1)
+    with pytest.raises(NonFiniteError, match="nothing was written: lower lr"):
+        train_small_lm(steps, tmp_path / "a", **{**SMALL, "lr": 1e30})
     assert not (tmp_path / "a").exists()
