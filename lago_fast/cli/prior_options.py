@@ -46,11 +46,12 @@ class PriorOptions:
         """Set what is asked of a prior; return it behind its cache where one was asked for."""
         from lago_fast.priors.cache import CacheConfig
         from lago_fast.priors.cached_prior import CachedPrior
+        from lago_fast.priors.quantize import checked_bound
 
         exact = inputs.exact_of(prior)
         exact.buckets = self.prior_buckets
         if self.max_quantization_kl is not None:
-            exact.max_quantization_kl = self.max_quantization_kl
+            exact.max_quantization_kl = checked_bound(self.max_quantization_kl)
         if self.prior_cache is None:
             return None
         config = CacheConfig(

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from lago_fast.errors import DemonstrationError, PriorMismatch, UnsupportedArgument
+from lago_fast.errors import DemonstrationError, PriorMismatch
 from lago_fast.priors import folder as folders
 from lago_fast.priors import student_state
 from lago_fast.priors.base import PriorOutput, check_frozen, check_query, prior_kl
@@ -31,7 +31,7 @@ from lago_fast.priors.held_out import HeldOut
 from lago_fast.priors.latent_action import LatentActionPrior
 from lago_fast.priors.memory import Memory, pick_rows
 from lago_fast.priors.rows import perturbation, whole_numbers
-from lago_fast.priors.student import Student, StudentConfig, trust_error
+from lago_fast.priors.student import Student, StudentConfig, check_fit, trust_error
 
 logger = logging.getLogger(__name__)
 
@@ -182,15 +182,6 @@ class AmortisedPrior(nn.Module):
 
     # distilling
 
-    @staticmethod
-    def check_fit(*, epochs: int, noisy_copies: int, val_fraction: float = 0.1) -> None:
-        """Raise UnsupportedArgument for what `fit` cannot honour."""
-        if not 0 < val_fraction < 1 or epochs < 1 or noisy_copies < 0:
-            raise UnsupportedArgument(
-                f"student: epochs={epochs}, at least 1; noisy_copies={noisy_copies}, 0 or more; "
-                f"val_fraction={val_fraction}, between 0 and 1"
-            )
-
     def fit(
         self,
         states: ArrayLike,
@@ -225,7 +216,7 @@ class AmortisedPrior(nn.Module):
         started = time.perf_counter()
         state = torch.as_tensor(states).float().to(self.device)
         ids = whole_numbers("instruction_id", instruction_id).to(self.device)
-        self.check_fit(epochs=epochs, noisy_copies=noisy_copies, val_fraction=val_fraction)
+        check_fit(epochs=epochs, noisy_copies=noisy_copies, val_fraction=val_fraction)
         if len(state) < 2:
             raise DemonstrationError(f"states: {len(state)} rows; give at least 2, one of them is held out")
         out = self.held_out.split(episode_id, len(state), val_fraction, self._generator).to(self.device)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from lago_fast.priors.cache_store import Store
 from lago_fast.priors.folder import check_choice
 
 RowFormat = Literal["float32", "float16", "int8"]
+MOST_BYTES, MOST_THREADS = 1 << 50, 1024  # beyond which a number is a mistake
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class CacheConfig:
         kl_share: of the rows that are also put to the exact prior, to measure what rounding changes.
         kl_rows: that are put to it at once.
 
-    Raises UnsupportedArgument.
+    Raises UnsupportedArgument for what cannot be honoured.
     """
 
     budget_bytes: int = 1 << 30
@@ -56,14 +58,17 @@ class CacheConfig:
             raise UnsupportedArgument(f"resolution: {self.resolution}; give 1e-30 to 1e30, or None for exact keys")
         if self.resolution is not None:
             object.__setattr__(self, "resolution", float(self.resolution))  # 1 and 1.0 are the same keys
-        if self.budget_bytes < 1 or self.file_bytes < 1 << 20:
-            raise UnsupportedArgument(
-                f"budget_bytes, file_bytes: {self.budget_bytes} and {self.file_bytes}; give at least 1 and 1 MiB"
-            )
-        if self.threads is not None and self.threads < 1:
-            raise UnsupportedArgument(f"threads: {self.threads}; give at least 1, or None for all cores")
-        if not 0 <= self.kl_share <= 1 or self.kl_rows < 1:
-            raise UnsupportedArgument(f"kl_share, kl_rows: {self.kl_share} and {self.kl_rows}; give 0..1 and 1 or more")
+        whole = (
+            ("budget_bytes", self.budget_bytes, 1, MOST_BYTES),
+            ("file_bytes", self.file_bytes, 1 << 20, MOST_BYTES),
+            ("threads", 1 if self.threads is None else self.threads, 1, MOST_THREADS),
+            ("kl_rows", self.kl_rows, 1, MOST_BYTES),
+        )
+        for name, value, least, most in whole:
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+                raise UnsupportedArgument(f"{name}: {value!r}; give a whole number from {least:,} to {most:,}")
+        if not 0 <= self.kl_share <= 1:
+            raise UnsupportedArgument(f"kl_share: {self.kl_share}; give 0 to 1")
 
 
 class LatentCache:

@@ -143,7 +143,7 @@ class CachedPrior:
             first, inverse = distinct(keys[missed])
             ask = missed[first]
             answer = self.inner.query(self._representative(state[ask]), instruction_id[ask])
-            rows[missed] = self.cache.insert_keys(keys[ask], self._pack(answer))[inverse]
+            rows[missed] = self.cache.insert_keys(keys[ask], self._pack(answer, len(ask)))[inverse]
             missed = ask
         answer = self._unpack(rows)
         with self._lock:
@@ -172,9 +172,17 @@ class CachedPrior:
     def _kept(self, answer: PriorOutput) -> PriorOutput:
         return answer if self.keep_latent else answer._replace(latent=None)
 
-    def _pack(self, answer: PriorOutput) -> Tensor:
-        columns = [getattr(answer, name) for name in self._fields]
-        return torch.cat([c.detach().float().cpu().reshape(len(c), -1) for c in columns], dim=1)
+    def _pack(self, answer: PriorOutput, rows: int) -> Tensor:
+        columns = []
+        for name, width in zip(self._fields, self._widths, strict=True):
+            column = getattr(answer, name)
+            if column.numel() != rows * width:
+                raise PriorMismatch(
+                    f"prior: its {name} has shape {list(column.shape)} for {rows} rows of {width}; an answer says each "
+                    "row's own"
+                )
+            columns.append(column.detach().float().cpu().reshape(rows, width))
+        return torch.cat(columns, dim=1)
 
     def _unpack(self, rows: Tensor) -> PriorOutput:
         parts = dict(zip(self._fields, rows.to(self._device).split(self._widths, dim=1), strict=True))

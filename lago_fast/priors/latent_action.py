@@ -317,18 +317,6 @@ class LatentActionPrior(nn.Module):
     # quantization
 
     @property
-    def max_quantization_kl(self) -> float:
-        """Nats on average that trainers are to take of the quantization; infinite: it need not be measured.
-
-        Raises UnsupportedArgument when it is set to what is no amount.
-        """
-        return self._max_quantization_kl
-
-    @max_quantization_kl.setter
-    def max_quantization_kl(self, nats: float) -> None:
-        self._max_quantization_kl = quantize.checked_bound(nats)
-
-    @property
     def quantization_kl_nats(self) -> float:
         """Return the mean KL of the exact prior from this one on held-out states; NaN where it was not measured."""
         return quantize.kl_of(self.metrics)
@@ -338,6 +326,7 @@ class LatentActionPrior(nn.Module):
     ) -> None:
         """Quantize the transformer in place, on `device`, and end trust; `quantize_prior` makes and measures a copy."""
         quantize.check_quantizable(self)
+        quantize.checked_bound(max_quantization_kl)
         quantize.quantize_transformer(self.transformer, quantization, device)
         self.demonstrated = None  # its latents were the exact transformer's
         self.quantization, self.max_quantization_kl = quantization, max_quantization_kl

@@ -94,6 +94,15 @@ class Distance(nn.Module):
         self.highest.copy_(normal.amax(dim=0))
 
 
+def check_fit(*, epochs: int, noisy_copies: int, val_fraction: float = 0.1) -> None:
+    """Raise UnsupportedArgument for what a student cannot be taught by."""
+    if not 0 < val_fraction < 1 or epochs < 1 or noisy_copies < 0:
+        raise UnsupportedArgument(
+            f"student: epochs={epochs}, at least 1; noisy_copies={noisy_copies}, 0 or more; "
+            f"val_fraction={val_fraction}, between 0 and 1"
+        )
+
+
 class Student(nn.Module):
     """An MLP on a normalised state and a projected instruction latent; a second one says how far to trust it there.
 

@@ -261,6 +261,16 @@ def test_around_a_language_model(encoder, texts, clones):
         prior.query(state, ids)
 
 
+def test_an_answer_that_is_not_each_rows_own_is_refused():
+    class OneForAll(ExactPrior):
+        def query(self, state, instruction_id):
+            answer = super().query(state, instruction_id)
+            return answer._replace(log_std=answer.log_std[0])
+
+    with pytest.raises(PriorMismatch, match=r"its log_std has shape \[2\] for 4 rows"):
+        CachedPrior(OneForAll("gaussian")).query(*states(4))
+
+
 def test_bad_queries_and_priors_are_refused():
     prior = CachedPrior(ExactPrior("gaussian"), CacheConfig(budget_bytes=8000))
     state, ids = states(4)
@@ -356,12 +366,15 @@ def test_minus_zero_and_empty_batches():
     [
         ({"budget_bytes": 0}, "budget_bytes"),
         ({"budget_bytes": 20}, "do not hold one row of 4 in float32; give at least"),
-        ({"budget_bytes": 1 << 60}, "does not give"),
+        ({"budget_bytes": 1 << 50}, "does not give"),
+        ({"budget_bytes": 1 << 70}, "budget_bytes"),
+        ({"budget_bytes": 1e6}, "budget_bytes"),
         ({"row_format": "float8"}, "row_format"),
         ({"resolution": 0.0}, "resolution"),
         ({"resolution": float("nan")}, "resolution"),
         ({"file_bytes": 1}, "file_bytes"),
         ({"kl_share": 2.0}, "kl_share"),
+        ({"kl_rows": 0}, "kl_rows"),
     ],
 )
 def test_settings_that_cannot_be_honoured_are_refused(changes, says):
