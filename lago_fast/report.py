@@ -3,10 +3,8 @@
 Test: pytest tests/test_report.py
 """
 
-import json
 import math
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -249,9 +247,3 @@ def curves_of(experiment: Experiment, runs: dict[str, list[Outcome]]) -> dict[st
 
 def _by_task(trained: list[Outcome]) -> dict[str, list[TaskResult]]:
     return {task: [run.tasks[task] for run in trained] for task in trained[0].tasks}
-
-
-def load_report(path: Path) -> dict[str, Any]:
-    """Return a report as `compare` wrote it."""
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return report

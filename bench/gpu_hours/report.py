@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from bench.gpu_hours.accounting import WATTS_PER_CORE
+
 BOOTSTRAPS, SEED = 2000, 0
 MILLION = 1e6
 # LaGO's CLEVR-Robot and Meta-World runs, arXiv 2606.24669: env steps, and what they took there
@@ -46,6 +48,7 @@ def hours_per_million(one: dict[str, Any], cores: int, devices: int) -> dict[str
         "gpu_hours": one["wall_s"] * per_step * devices if devices else None,
         "gpu_hours_busy": None if busy is None else busy * per_step,
         "gpu_kwh": None if joules is None else joules * per_step / 1000,
+        "cpu_kwh_modelled": one["cpu_s"] * per_step * WATTS_PER_CORE / 1000,
     }
 
 
@@ -117,6 +120,7 @@ def _arm(
         f"{measure}_per_million_ci95": [low, high],
         "env_steps_per_s": MILLION / statistics.median(cost["wall_hours"] for cost in costs) / 3600,
         "cpu_hours_used_per_million": statistics.median(cost["cpu_hours_used"] for cost in costs),
+        "cpu_kwh_modelled_per_million": statistics.median(cost["cpu_kwh_modelled"] for cost in costs),
         "one_off_hours": about["facts"].get("one_off_s", 0.0) / 3600,
         "extrapolated_hours": {name: middle * paper["env_steps"] / MILLION for name, paper in PAPER.items()},
         "parts_s": _parts(about),
@@ -125,6 +129,8 @@ def _arm(
     for name in ("gpu_hours_busy", "gpu_kwh"):
         if costs[0][name] is not None:
             found[f"{name}_per_million"] = statistics.median(cost[name] for cost in costs)
+    if costs[0]["gpu_kwh"] is not None:
+        found["gpu_kwh_are"] = about["rounds"][0]["gpu_joules_are"]
     for base in ("1 first user", "2 careful user"):
         if base in rounds:
             theirs = [cost[measure] for cost in rounds[base]]
@@ -162,13 +168,20 @@ def evidence(arm: dict[str, Any]) -> str:
     return "random weights" if facts else "-"
 
 
+def energy(arm: dict[str, Any]) -> str:
+    """Return an arm's kWh per million steps, and which of them are modelled."""
+    cpu = f"{arm['cpu_kwh_modelled_per_million']:.3g} CPU, modelled"
+    gpu = arm.get("gpu_kwh_per_million")
+    return cpu if gpu is None else f"{gpu:.3g} GPU, {arm['gpu_kwh_are']}; {cpu}"
+
+
 def table(report: dict[str, Any]) -> str:
     """Return the report as a table in Markdown."""
     measure = report["measure"]
     lines = [
         f"| arm | tag | stands on | {measure.replace('_', '-')} per million steps (95 %) | env steps/s | fewer than 1 "
-        f"| fewer than 2 | extrapolated to 1.5 / 20 million |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| fewer than 2 | kWh per million steps | extrapolated to 1.5 / 20 million |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, arm in report["arms"].items():
         low, high = arm[f"{measure}_per_million_ci95"]
@@ -179,6 +192,7 @@ def table(report: dict[str, Any]) -> str:
             f"{arm[f'{measure}_per_million']:.3g} ({low:.3g} to {high:.3g})",
             f"{arm['env_steps_per_s']:,.0f}",
             *(_times(arm.get(f"times_fewer_than_{k}")) for k in (1, 2)),
+            energy(arm),
             " / ".join(f"{hours:.3g}" for hours in arm["extrapolated_hours"].values()),
         ]
         lines.append("| " + " | ".join(cells) + " |")

@@ -29,7 +29,6 @@ from lago_fast.priors.text_base import TextActionPrior
 from lago_fast.priors.text_embedder import TextEmbedder
 
 SEEDS = (6, 7, 8, 9, 10)
-PILOT_SEED = 100
 ENVS = 16
 ZERO_SHOT, TRANSFER, FITTED = "zero_shot", "transfer", "fitted"
 PRIORS = (ZERO_SHOT, TRANSFER, FITTED)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 BALLS = ("red", "blue", "green", "purple", "cyan")
 BALL_RADIUS = 0.13
-AGENT_RADIUS = 0.05
 TIMESTEP_S = 0.01
 NQ, NV = 37, 32
 # An agent that starts this near to the origin, in m along each axis, cannot reach the ends of its slides in that

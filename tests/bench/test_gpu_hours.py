@@ -64,6 +64,8 @@ def test_hours_per_million_by_hand():
     assert found["wall_hours"] == pytest.approx(10)
     assert found["core_hours"] == pytest.approx(20)
     assert found["cpu_hours_used"] == pytest.approx(15)
+    # 15 hours of a core of 280 / 64 watts
+    assert found["cpu_kwh_modelled"] == pytest.approx(0.065625)
     assert found["gpu_hours"] is None
 
 
@@ -114,6 +116,17 @@ def test_runs_of_the_same_work_are_pooled_and_others_refused(record):
 def test_a_tag_says_what_it_stands_on(record):
     stands_on = [report.evidence(found) for found in report.summarise([record])["arms"].values()]
     assert stands_on == ["prior's success 75 %", "prior's success 75 %", "KL 0.050 nats"]
+
+
+def test_energy_is_named_by_where_it_comes_from(record):
+    def energy(**gpu):
+        for one in record["arms"]["8 amortised"]["rounds"]:
+            one |= gpu
+        return report.energy(report.summarise([record])["arms"]["8 amortised"])
+
+    assert energy() == "0.000438 CPU, modelled"
+    assert energy(gpu_joules=3600.0) == "1 GPU, measured; 0.000438 CPU, modelled"
+    assert energy(gpu_joules_are="modelled") == "1 GPU, modelled; 0.000438 CPU, modelled"
 
 
 def test_the_gpu_is_set_against_the_papers():
