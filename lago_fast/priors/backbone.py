@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lago_fast.errors import BackboneUnavailable, HashMismatch, UnsupportedArgument
+from lago_fast.errors import BackboneUnavailable, HashMismatch, LagoError, UnsupportedArgument
 from lago_fast.priors.hashes import check_hash, hash_as_it_is, hash_config, hash_tensors, hash_tokenizer, hash_weights
 from lago_fast.priors.locate import DEFAULT_BACKBONE, Source, locate
 
@@ -104,7 +104,7 @@ def _outline(name: str, folder: Path, source: Source, revision: str, random_init
     """Return a folder's backbone without its weights."""
     from transformers import AutoModel
 
-    with _typed_errors(folder):
+    with reading(folder):
         config, tokenizer = _read_config(folder)
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
@@ -239,7 +239,7 @@ def _load(folder: Path, random_init: bool, seed: int) -> tuple[Any, Any]:
     from transformers import AutoModel
 
     missing: set[str] = set()
-    with _typed_errors(folder):
+    with reading(folder):
         config, tokenizer = _read_config(folder)
         if random_init:
             with torch.random.fork_rng(devices=[]):
@@ -292,16 +292,16 @@ def _asked_part(folder: Path, model: Any) -> Any:
 
 
 @contextmanager
-def _typed_errors(folder: Path) -> Iterator[None]:
+def reading(folder: Path, what: str = "backbone") -> Iterator[None]:
     """Let transformers read a folder quietly; what it raises at a damaged one becomes BackboneUnavailable."""
-    from safetensors import SafetensorError
-
     try:
         with quietly():
             yield
-    except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+    except (LagoError, MemoryError):
+        raise
+    except Exception as error:  # tokenizers raises no other class, safetensors and huggingface_hub some of their own
         raise BackboneUnavailable(
-            f"backbone: {folder} cannot be loaded ({type(error).__name__}: {error}); fetch it again: config.json, "
+            f"{what}: {folder} cannot be loaded ({type(error).__name__}: {error}); fetch it again: config.json, "
             "tokenizer and all of its safetensors"
         ) from error
 

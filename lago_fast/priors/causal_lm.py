@@ -86,7 +86,7 @@ def find_causal_lm(
 def _load(folder: Path, dtype: Dtype, device: str | torch.device) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    with backbones.quietly():
+    with backbones.reading(folder, "lm"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         if backbones.kind_of(config) != "decoder":
             raise UnsupportedArgument(f"lm: {folder} is a {config.model_type}, no causal decoder; give one")

@@ -180,6 +180,16 @@ def with_a_broken_config(folder):
     (folder / "config.json").write_text('{"model_type": "llama", "hidden_size": ')
 
 
+def with_a_setting_of_another_type(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
+
+
+def with_a_tokenizer_of_another_shape(folder):
+    for path in folder.glob("tokenizer.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"pre_tokenizer": 0}))
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -189,6 +199,8 @@ def with_a_broken_config(folder):
         (without_a_shard, "cannot be loaded"),
         (without_a_tokenizer, "cannot be loaded"),
         (with_a_broken_config, "cannot be loaded"),
+        (with_a_setting_of_another_type, "cannot be loaded"),
+        (with_a_tokenizer_of_another_shape, "cannot be loaded"),
     ],
 )
 def test_a_folder_that_is_not_whole_is_refused(decoder, tmp_path, damage, says):

@@ -65,6 +65,15 @@ def test_what_cannot_be_used_is_refused(lms, encoder, tmp_path):
         find_causal_lm(str(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize(("file", "damage"), [("config.json", {"n_embd": "wide"}), ("tokenizer.json", {"model": 0})])
+def test_a_folder_that_is_not_whole_is_refused(lms, tmp_path, file, damage):
+    for path in Path(lms["gpt2"]).iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / file).write_text(json.dumps(json.loads((tmp_path / file).read_text()) | damage))
+    with pytest.raises(BackboneUnavailable, match=r"lm: .* cannot be loaded"):
+        find_causal_lm(str(tmp_path))
+
+
 @pytest.mark.parametrize("record", ["{", "[]", json.dumps({"walkthroughs": 3})])
 def test_the_record_of_training_is_read(lms, tmp_path, record):
     for file in Path(lms["gpt2"]).iterdir():
