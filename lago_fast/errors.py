@@ -126,7 +126,19 @@ class SceneUnsampled(LagoError, RuntimeError):
     """A scene that no draw satisfies: what is asked of it is too much for the table."""
 
 
+def check_whole(least: int, **counts: object) -> None:
+    """Raise UnsupportedArgument unless each count is an integer, Python's or numpy's, of at least `least`."""
+    for name, count in counts.items():
+        if not _is_whole(count) or count < least:  # type: ignore[operator]  # which whole numbers know
+            raise UnsupportedArgument(f"{name}={count!r}: give a whole number, {least} or more")
+
+
 def check_seed(name: str, seed: int, bits: int = 63) -> None:
     """Raise UnsupportedArgument unless a seed is one that generators take: of so many bits, and not negative."""
-    if not 0 <= seed < 2**bits:
+    if not _is_whole(seed) or not 0 <= seed < 2**bits:
         raise UnsupportedArgument(f"{name}={seed}: give an integer from 0 to 2**{bits} - 1")
+
+
+def _is_whole(number: object) -> bool:
+    # True has an index too, and is no number that anybody means
+    return hasattr(number, "__index__") and not isinstance(number, bool)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lago_fast import _C
 from lago_fast.cores import usable_cores
-from lago_fast.errors import MissingExtra, UnsupportedArgument
+from lago_fast.errors import MissingExtra, UnsupportedArgument, check_whole
 
 if TYPE_CHECKING:
     import mujoco
@@ -58,10 +58,9 @@ class ClevrPhysics:
     def __init__(
         self, num_envs: int, engine: Literal["native", "mujoco"] = "native", num_threads: int | None = None
     ) -> None:
-        if num_envs < 1:
-            raise UnsupportedArgument(f"num_envs={num_envs}: give at least 1")
-        if num_threads is not None and num_threads < 1:
-            raise UnsupportedArgument(f"num_threads={num_threads}: give at least 1, or None for all cores")
+        check_whole(1, num_envs=num_envs)
+        if num_threads is not None:
+            check_whole(1, num_threads=num_threads)
         if engine not in ("native", "mujoco"):
             raise UnsupportedArgument(f"engine={engine!r}: give 'native' or 'mujoco'")
         self.engine = engine

@@ -23,7 +23,7 @@ from lago_fast.envs.clevr_rewards import REWARDS, SINGLE_RELATION, Moved, carele
 from lago_fast.envs.clevr_scenes import GAP_M
 from lago_fast.envs.state_words import describe_clevr
 from lago_fast.envs.vec_env import ArrayReset, ArrayStep, ArrayVecEnv, ReturnNormalizer, checked_instruction_table
-from lago_fast.errors import NonFiniteError, UnsupportedArgument, check_seed
+from lago_fast.errors import NonFiniteError, UnsupportedArgument, check_seed, check_whole
 
 if TYPE_CHECKING:
     from lago_fast.envs.sb3_adapter import SB3VecEnv
@@ -112,6 +112,8 @@ class ClevrRobotArrayEnv(ArrayVecEnv):
             *(("quirks", quirk, QUIRKS) for quirk in quirks),
         ):
             _check_name(name, value, known)
+        if not np.isfinite(ball_gap):
+            raise UnsupportedArgument(f"ball_gap={ball_gap}: give metres")
         self.action_space = action_space(action_type)
         _check_together(self.tasks, action_type, easy_judge, reward, quirks)
 
@@ -354,12 +356,11 @@ def make_clevr_robot(num_envs: int, split: str | Sequence[str] = "real", **setti
 
 
 def _check_counts(num_families: int, num_envs: int, max_episode_steps: int) -> None:
-    if num_envs < 1 or num_envs % num_families:
+    check_whole(1, num_envs=num_envs, max_episode_steps=max_episode_steps)
+    if num_envs % num_families:
         raise UnsupportedArgument(
             f"num_envs={num_envs} is no multiple of the {num_families} families: give {num_families} or a multiple"
         )
-    if max_episode_steps < 1:
-        raise UnsupportedArgument(f"max_episode_steps={max_episode_steps}: give at least 1")
 
 
 def _check_name(argument: str, value: str, known: Sequence[str]) -> None:

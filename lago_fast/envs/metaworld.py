@@ -22,7 +22,7 @@ from lago_fast.envs.groups import GroupedArrayEnv
 from lago_fast.envs.metaworld_tasks import check_settings, check_tasks, envpool_id, task_phrasings
 from lago_fast.envs.state_words import describe_metaworld
 from lago_fast.envs.vec_env import ArrayReset, ArrayStep, ArrayVecEnv, ReturnNormalizer, checked_instruction_table
-from lago_fast.errors import EnvironmentFailed, NonFiniteError, UnsupportedArgument, check_seed
+from lago_fast.errors import EnvironmentFailed, NonFiniteError, UnsupportedArgument, check_seed, check_whole
 
 if TYPE_CHECKING:
     from lago_fast.envs.sb3_adapter import SB3VecEnv
@@ -87,6 +87,9 @@ class MetaworldArrayEnv(ArrayVecEnv):
     ) -> None:
         self.tasks = check_tasks(tasks)
         check_settings(len(self.tasks), num_envs, max_episode_steps, phrasings, num_threads)
+        check_whole(0, first_env=first_env)
+        if not np.isfinite(success_reward):
+            raise UnsupportedArgument(f"success_reward={success_reward}: give a finite number")
         if success_reward != 0.0 and not terminate_on_success:
             raise UnsupportedArgument("success_reward needs terminate_on_success=True")
         self._envpool = import_envpool()

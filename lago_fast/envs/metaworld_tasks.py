@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from importlib.resources import files
 
-from lago_fast.errors import UnknownTask, UnsupportedArgument
+from lago_fast.errors import UnknownTask, UnsupportedArgument, check_whole
 
 
 def task_phrasings() -> dict[str, list[str]]:
@@ -42,16 +42,15 @@ def check_settings(
     num_tasks: int, num_envs: int, max_episode_steps: int, phrasings: str, num_threads: int | None
 ) -> None:
     """Refuse, by UnsupportedArgument, what `MetaworldArrayEnv` cannot be made with."""
-    if num_envs < 1 or num_envs % num_tasks:
+    check_whole(1, max_episode_steps=max_episode_steps, num_envs=num_envs)
+    if num_envs % num_tasks:
         raise UnsupportedArgument(
             f"num_envs={num_envs} is no multiple of the {num_tasks} tasks: give {num_tasks} or a multiple"
         )
-    if max_episode_steps < 1:
-        raise UnsupportedArgument(f"max_episode_steps={max_episode_steps}: give at least 1")
     if phrasings not in ("all", "first"):
         raise UnsupportedArgument(f"phrasings={phrasings!r}: give 'all' or 'first'")
-    if num_threads is not None and num_threads < 1:
-        raise UnsupportedArgument(f"num_threads={num_threads}: give at least 1, or None for the default")
+    if num_threads is not None:
+        check_whole(1, num_threads=num_threads)
 
 
 def envpool_id(task: str) -> str:

@@ -122,6 +122,9 @@ class ReturnNormalizer:
         clip: scaled rewards are clipped to [-clip, clip].
         epsilon: added to the variance.
         group: [N] int, counted from 0, the group of each environment; each group has a std of its own. Default: one.
+
+    Raises:
+        UnsupportedArgument: a discount that is none.
     """
 
     def __init__(
@@ -132,6 +135,8 @@ class ReturnNormalizer:
         epsilon: float = 1e-8,
         group: np.ndarray | None = None,
     ) -> None:
+        if not 0 <= gamma <= 1:
+            raise UnsupportedArgument(f"gamma={gamma}: give a discount from 0 to 1")
         self.gamma, self.clip, self.epsilon = gamma, clip, epsilon
         self.group = np.zeros(num_envs, np.int64) if group is None else group
         groups = int(self.group.max()) + 1
