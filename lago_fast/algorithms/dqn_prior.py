@@ -22,7 +22,7 @@ from lago_fast.algorithms.text_q import q_values
 from lago_fast.algorithms.text_replay import TextBatch, TextReplayBuffer
 from lago_fast.algorithms.text_saving import built, put_back, read_model
 from lago_fast.algorithms.text_states import Seen, TextEnv
-from lago_fast.errors import UnsupportedArgument
+from lago_fast.errors import UnsupportedArgument, check_whole
 from lago_fast.priors.text_base import TextActionPrior, TextEncoder
 
 # what a saved model does not hold of the constructor's names
@@ -121,6 +121,7 @@ class DQNPrior(TextLearner):
         self.exploration_rate = exploration_initial_eps
         self.learning_starts, self.gradient_steps, self.buffer_size = learning_starts, gradient_steps, buffer_size
         self.env = env
+        check_whole(1, stats_window_size=stats_window_size)
         self.ep_info_buffer: deque[dict[str, float]] = deque(maxlen=stats_window_size)
         self.ep_success_buffer: deque[bool] = deque(maxlen=stats_window_size)
         self._play: TextPlay | None = None

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from lago_fast.algorithms.proposals import check_alpha, draw, draws_of, greedy, posterior, propose, typical
 from lago_fast.algorithms.text_states import TextState, check_frozen, playing_rows, prior_answer, rows_of
-from lago_fast.errors import NonFiniteError, UnsupportedArgument
+from lago_fast.errors import NonFiniteError, UnsupportedArgument, check_seed
 from lago_fast.priors.text_base import TextActionPrior
 
 
@@ -57,6 +57,7 @@ class PosteriorSampler:
         if seed is None:
             self.generator.seed()
         else:
+            check_seed("seed", seed)
             self.generator.manual_seed(seed)
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ from lago_fast.algorithms.text_q import TextQNetwork, q_values, vectors
 from lago_fast.algorithms.text_replay import TextBatch
 from lago_fast.algorithms.text_saving import write_model
 from lago_fast.algorithms.text_states import Seen, StateReader, TextState, playing_rows
-from lago_fast.errors import NonFiniteLoss, UnsupportedArgument
+from lago_fast.errors import NonFiniteLoss, UnsupportedArgument, check_seed
 from lago_fast.priors.text_base import TextActionPrior, TextEncoder
 
 Callbacks = BaseCallback | list[BaseCallback] | Callable[[dict[str, Any], dict[str, Any]], bool] | None
@@ -74,6 +74,7 @@ class TextLearner:
         if self.seed is None:
             self.generator.seed()
         else:
+            check_seed("seed", self.seed)
             self.generator.manual_seed(self.seed)
         with torch.random.fork_rng():
             torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))

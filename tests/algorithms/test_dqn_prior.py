@@ -181,6 +181,9 @@ def test_without_a_width_rows_grow():
         {"train_freq": 0},
         {"train_freq": (1, "day")},
         {"buffer_size": 1},
+        {"stats_window_size": 0},
+        {"seed": -1},
+        {"seed": 2.5},
     ],
 )
 def test_an_argument_that_cannot_be_honoured_is_named(argument):

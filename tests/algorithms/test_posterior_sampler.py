@@ -109,5 +109,7 @@ def test_what_is_refused():
         PosteriorSampler(PRIOR, lambda _: torch.full((1, 6), torch.nan)).predict(state)
     with pytest.raises(UnsupportedArgument, match="alpha="):
         PosteriorSampler(PRIOR, q, 0.0)
+    with pytest.raises(UnsupportedArgument, match="seed=-1"):
+        PosteriorSampler(PRIOR, q, 1.0, seed=-1)
     with pytest.raises(UnsupportedArgument, match="k=0"):
         PosteriorSampler(PRIOR, q, 1.0, 0)
