@@ -63,6 +63,7 @@ def check_trainer(
         check_seed("seed", seed, bits=32)  # numpy's global generator, which Stable-Baselines3 seeds, takes no more
     for name, value, fits, wanted in (
         ("gamma", env.gamma, 0 <= env.gamma <= 1, "a number from 0 to 1"),
+        ("steps_per_task", train.steps_per_task, train.steps_per_task > 0, "1 or more"),
         ("learning_rate", train.learning_rate, 0 <= train.learning_rate < math.inf, "a finite number, 0 or more"),
         ("log_std_init", train.log_std_init, math.isfinite(train.log_std_init), "a finite number"),
         ("ent_coef", train.ent_coef, math.isfinite(train.ent_coef), "a finite number"),

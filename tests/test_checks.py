@@ -54,6 +54,7 @@ REFUSED = [
     ({"prior": {"noisy_copies": -1}}, "noisy_copies"),
     ({"prior": {"rollout_noise": (0.1, math.nan)}}, "rollout_noise"),
     ({"prior": {"student": {"hidden": 0}}}, "hidden"),
+    ({"train": {"steps_per_task": 0}}, "steps_per_task"),
     ({"train": {"n_steps": 0}}, "n_steps"),
     ({"train": {"batch_size": 1}}, "batch_size"),
     ({"train": {"n_epochs": 0}}, "n_epochs"),

@@ -427,7 +427,7 @@ def test_a_run_is_overwritten_only_when_asked_and_only_by_one_that_starts(run, b
     assert "no multiple of the 2 tasks" in refused(*words, "--overwrite", "--num-envs", 5)
     assert "UnknownTask" in refused(*words, "--overwrite", "--tasks", "juggle")
     assert "cuda_graph: there are none" in refused(*words, "--overwrite", "--cuda-graph")
-    assert "steps_per_task: 0" in refused(*words, "--overwrite", "--steps-per-task", 0)
+    assert "steps_per_task=0" in refused(*words, "--overwrite", "--steps-per-task", 0)
     assert "learning_rate=-1.0" in refused(*words, "--overwrite", "--learning-rate", -1)
     assert "kl_coef: the arm ppo has no prior" in refused(*words, "--overwrite", "--kl-coef", 2)
     assert "torch_threads=0" in refused(*words, "--overwrite", "--torch-threads", 0)

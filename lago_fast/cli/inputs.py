@@ -47,8 +47,6 @@ def check_training(train: TrainSettings) -> TrainSettings:
     Raises:
         DeviceUnavailable, UnsupportedArgument: see `check_device`; or a CUDA graph that cannot be had.
     """
-    if train.steps_per_task < 1:
-        raise UnsupportedArgument(f"steps_per_task: {train.steps_per_task}; give at least 1")
     device = check_device(train.device)
     if train.cuda_graph:
         from lago_fast.algorithms.refusals import check_graph
