@@ -55,7 +55,7 @@ def test_it_is_part_of_the_answer_and_of_the_digest_and_kept(prior, clones, enco
     assert LatentActionPrior.load(without.save(tmp_path / "without")).query(*few).trust is None
     assert torch.equal(without.query(*few).mean, prior.query(*few).mean)
     assert without.digest != prior.digest
-    with pytest.raises(UnsupportedArgument, match="trust_rows: not negative"):
+    with pytest.raises(UnsupportedArgument, match="trust_rows: finite and not negative"):
         fit_prior(*clones, texts, backbone=encoder, trust_rows=-1)
 
 
