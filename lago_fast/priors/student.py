@@ -151,7 +151,8 @@ class Student(nn.Module):
         if len(table) > len(instruction_id):
             text = self.words(table[instruction_id])
         else:  # fewer rows of words than of states
-            text = self.words(table)[instruction_id]
+            # an index's gradient is added up by several threads in any order, an embedding's is not
+            text = nn.functional.embedding(instruction_id, self.words(table))
         return torch.cat([normal, text], dim=-1)
 
     def words(self, latents: Tensor) -> Tensor:

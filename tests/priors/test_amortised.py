@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lago_fast.cores import torch_threads
 from lago_fast.errors import (
     DemonstrationError,
     HashMismatch,
@@ -82,6 +83,25 @@ def test_a_student_answers_the_same_however_many_words_it_knows():
     many, few = student(normal, table, ids), student(normal, table[:4], ids)
     torch.testing.assert_close(many.log_probs, few.log_probs)
     torch.testing.assert_close(many.trust, few.trust)
+
+
+def test_several_threads_teach_the_same_student_every_time():
+    rows, generator = 2048, torch.Generator().manual_seed(0)
+    state, table = torch.randn(rows, 6, generator=generator), torch.randn(3, 16, generator=generator)
+    ids = torch.randint(3, (rows,), generator=generator)
+    wanted = PriorOutput(mean=torch.rand(rows, 2, generator=generator), log_std=torch.full((rows, 2), -1.0))
+    box = torch.full((2,), -1.0), torch.full((2,), 1.0)
+
+    def taught() -> list[torch.Tensor]:
+        student = Student("gaussian", 6, 2, 16, StudentConfig(), trusts=False)
+        optimiser = torch.optim.SGD(student.parameters(), lr=0.1)
+        for _ in range(8):
+            student.step(optimiser, student.seen(state, table, ids), wanted, *box, "exact_student")
+        return list(student.state_dict().values())
+
+    with torch_threads(4):
+        first, *others = (taught() for _ in range(4))
+    assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
 
 
 def test_it_learns_how_far_its_teacher_is_to_be_trusted(student, clones):
