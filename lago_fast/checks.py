@@ -15,7 +15,7 @@ from lago_fast.demos import Demonstrations, check_recording
 from lago_fast.envs.suites import suite_named
 from lago_fast.errors import UnsupportedArgument, check_seed
 from lago_fast.presets import DemoSettings, EnvSettings, Experiment, PriorSettings, TrainSettings
-from lago_fast.priors.student import check_fit
+from lago_fast.priors.student import StudentConfig, check_fit
 from lago_fast.training import ARMS, check_student, guard_settings, kl_schedule, make_env, make_model
 
 
@@ -143,7 +143,7 @@ def _rows_of_zeros(experiment: Experiment) -> Demonstrations:
 
 
 def _check_student_fit(prior: PriorSettings) -> None:
-    stage_one.student_config(prior)
+    StudentConfig(**prior.student)
     check_fit(epochs=prior.student_epochs, noisy_copies=prior.noisy_copies)
     if not all(0 <= noise < math.inf for noise in prior.rollout_noise):
         raise UnsupportedArgument(f"rollout_noise={list(prior.rollout_noise)}: give finite numbers, 0 or more")

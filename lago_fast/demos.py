@@ -19,7 +19,7 @@ import numpy as np
 from lago_fast.demo_files import UNREADABLE, check_free, install, read_content, sha256_of
 from lago_fast.envs.experts import Episode
 from lago_fast.envs.suites import Suite, suite_named
-from lago_fast.errors import DemonstrationError, MissingExtra, UnsupportedArgument, check_seed
+from lago_fast.errors import DemonstrationError, MissingExtra, UnsupportedArgument, check_seed, check_whole
 
 ATTEMPTS_PER_SUCCESS = 10
 Progress = Callable[[str, int, int], None]
@@ -96,7 +96,7 @@ def record_demos(
         env=env,
     )
     if stop_after_success is not None:
-        _at_least(0, stop_after_success=stop_after_success)
+        check_whole(0, stop_after_success=stop_after_success)
     path = Path(os.path.abspath(path))
     check_free(path, overwrite)
     minari = import_minari()
@@ -149,8 +149,8 @@ def check_recording(
     """Return the names of the tasks; raises UnknownTask and UnsupportedArgument as `record_demos`, whose these are."""
     suite = suite_named(env)
     names = suite.check_tasks(tasks)
-    _at_least(1, episodes_per_task=episodes_per_task, max_episode_steps=max_episode_steps)
-    _at_least(1, num_envs_per_task=num_envs_per_task)
+    lengths = {"episodes_per_task": episodes_per_task, "max_episode_steps": max_episode_steps}
+    check_whole(1, **lengths, num_envs_per_task=num_envs_per_task)
     _check_noise(suite, action_noise)
     _check_noisy(noisy_tasks, names, action_noise)
     check_seed("seed", seed)
@@ -249,7 +249,7 @@ def expert_table(
     """
     suite = suite_named(env)
     tasks = suite.all_tasks() if tasks is None else suite.check_tasks(tasks)
-    _at_least(1, episodes=episodes, max_episode_steps=max_episode_steps)
+    check_whole(1, episodes=episodes, max_episode_steps=max_episode_steps)
     _check_noise(suite, action_noise)
     rows = []
     for task in tasks:
@@ -284,12 +284,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _at_least(lowest: int, **arguments: float) -> None:
-    for name, value in arguments.items():
-        if not lowest <= value < float("inf"):
-            raise UnsupportedArgument(f"{name}={value}: give a finite number, {lowest} or more")
-
-
 def _check_noisy(noisy_tasks: Sequence[str], tasks: Sequence[str], action_noise: float) -> None:
     strangers = [task for task in noisy_tasks if task not in tasks]
     if strangers:
@@ -299,7 +293,8 @@ def _check_noisy(noisy_tasks: Sequence[str], tasks: Sequence[str], action_noise:
 
 
 def _check_noise(suite: Suite, action_noise: float) -> None:
-    _at_least(0, action_noise=action_noise)
+    if not 0 <= action_noise < float("inf"):
+        raise UnsupportedArgument(f"action_noise={action_noise}: give a finite number, 0 or more")
     if suite.discrete and action_noise:
         raise UnsupportedArgument(f"action_noise={action_noise}: {suite.title}'s actions are discrete; leave it 0")
 

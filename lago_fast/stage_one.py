@@ -14,7 +14,7 @@ from lago_fast.demos import Demonstrations, load_demos, record_demos
 from lago_fast.envs.suites import Suite, suite_named
 from lago_fast.errors import DemonstrationError, UnsupportedArgument, check_seed
 from lago_fast.evaluate import draw_actions, known_tasks
-from lago_fast.presets import EnvSettings, Experiment, PriorSettings
+from lago_fast.presets import EnvSettings, Experiment
 from lago_fast.priors.amortised import AmortisedPrior, StudentConfig
 from lago_fast.priors.base import ActionPrior, PriorOutput, match_instructions
 from lago_fast.priors.finetune import fit_prior
@@ -216,11 +216,6 @@ def fit_to(
     )
 
 
-def student_config(settings: PriorSettings) -> StudentConfig:
-    """Return the student's own settings."""
-    return StudentConfig(**settings.student)
-
-
 def amortise(stage: StageOne, experiment: Experiment, seed: int) -> AmortisedPrior:
     """Return a student of the prior, distilled on demonstrated states and on states that it steers into itself.
 
@@ -229,7 +224,7 @@ def amortise(stage: StageOne, experiment: Experiment, seed: int) -> AmortisedPri
     prior is the expert).
     """
     settings = experiment.prior
-    student = AmortisedPrior(stage.prior, student_config(settings))
+    student = AmortisedPrior(stage.prior, StudentConfig(**settings.student))
     states = torch.from_numpy(stage.demos.states)
     suite = suite_named(experiment.env.env)
     ids = torch.from_numpy(paraphrase(stage.demos, stage.instructions, seed, suite=suite))

@@ -88,10 +88,8 @@ class MetaworldArrayEnv(ArrayVecEnv):
         self.tasks = check_tasks(tasks)
         check_settings(len(self.tasks), num_envs, max_episode_steps, phrasings, num_threads)
         check_whole(0, first_env=first_env)
-        if not np.isfinite(success_reward):
-            raise UnsupportedArgument(f"success_reward={success_reward}: give a finite number")
-        if success_reward != 0.0 and not terminate_on_success:
-            raise UnsupportedArgument("success_reward needs terminate_on_success=True")
+        if not np.isfinite(success_reward) or (success_reward != 0.0 and not terminate_on_success):
+            raise UnsupportedArgument(f"success_reward={success_reward}: finite, and with terminate_on_success=True")
         self._envpool = import_envpool()
 
         # one contiguous block of environments and of instructions per task
@@ -123,8 +121,7 @@ class MetaworldArrayEnv(ArrayVecEnv):
     def seed(self, seed: int) -> list[int]:
         """Reseed from the next `reset` on, which builds the pools anew, since EnvPool fixes seeds there.
 
-        The statistics of `normalize_reward` are kept. Returns the seed of each environment; raises UnsupportedArgument
-        for a seed that is negative.
+        The statistics of `normalize_reward` are kept. Returns the seed of each environment.
         """
         check_seed("seed", seed)
         for_envs, _ = np.random.SeedSequence(seed).spawn(2)

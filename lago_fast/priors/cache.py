@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lago_fast import _C
 from lago_fast.cores import usable_cores
-from lago_fast.errors import NonFiniteError, PriorMismatch, UnsupportedArgument
+from lago_fast.errors import NonFiniteError, PriorMismatch, UnsupportedArgument, check_whole
 from lago_fast.priors.cache_store import Store
 from lago_fast.priors.folder import check_choice
 
@@ -58,15 +57,14 @@ class CacheConfig:
             raise UnsupportedArgument(f"resolution: {self.resolution}; give 1e-30 to 1e30, or None for exact keys")
         if self.resolution is not None:
             object.__setattr__(self, "resolution", float(self.resolution))  # 1 and 1.0 are the same keys
-        whole = (
-            ("budget_bytes", self.budget_bytes, 1, MOST_BYTES),
-            ("file_bytes", self.file_bytes, 1 << 20, MOST_BYTES),
-            ("threads", 1 if self.threads is None else self.threads, 1, MOST_THREADS),
-            ("kl_rows", self.kl_rows, 1, MOST_BYTES),
-        )
-        for name, value, least, most in whole:
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
-                raise UnsupportedArgument(f"{name}: {value!r}; give a whole number from {least:,} to {most:,}")
+        threads = 1 if self.threads is None else self.threads
+        check_whole(1, budget_bytes=self.budget_bytes, threads=threads, kl_rows=self.kl_rows)
+        check_whole(1 << 20, file_bytes=self.file_bytes)
+        if max(self.budget_bytes, self.file_bytes) > MOST_BYTES or threads > MOST_THREADS:
+            raise UnsupportedArgument(
+                f"budget_bytes, file_bytes, threads: {self.budget_bytes}, {self.file_bytes} and {threads}; give at "
+                f"most {MOST_BYTES:,}, and {MOST_THREADS:,} threads"
+            )
         if not 0 <= self.kl_share <= 1:
             raise UnsupportedArgument(f"kl_share: {self.kl_share}; give 0 to 1")
 
