@@ -11,6 +11,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -46,6 +47,42 @@ bool SpinUntil(const Condition& met) {
   return met();
 }
 
+// The chunks of one loop. Each thread has a range of its own, the same from loop to loop, so that what the
+// last one left in its core's caches is still there; then it takes what the others have left.
+class Chunks {
+ public:
+  Chunks(std::size_t chunks, int threads) : ranges_(static_cast<std::size_t>(threads)) {
+    const std::size_t n = ranges_.size();
+    for (std::size_t i = 0; i < n; ++i) {
+      ranges_[i].next.store(chunks * i / n, std::memory_order_relaxed);
+      ranges_[i].end = chunks * (i + 1) / n;
+    }
+  }
+
+  // Tells whether there was something left.
+  bool Take(const Work& work, int thread) {
+    bool has_taken = false;
+    for (std::size_t i = 0; i < ranges_.size(); ++i) {
+      Range& range = ranges_[(static_cast<std::size_t>(thread) + i) % ranges_.size()];
+      for (;;) {
+        const std::size_t chunk = range.next.fetch_add(1, std::memory_order_relaxed);
+        if (chunk >= range.end) break;
+        has_taken = true;
+        work(chunk, thread);
+      }
+    }
+    return has_taken;
+  }
+
+ private:
+  struct alignas(64) Range {
+    std::atomic<std::size_t> next{0};
+    std::size_t end = 0;
+  };
+
+  std::vector<Range> ranges_;
+};
+
 class Pool {
  public:
   // False where another thread is running: nothing has been done then.
@@ -53,16 +90,16 @@ class Pool {
     const std::unique_lock<std::mutex> alone(running_, std::try_to_lock);
     if (!alone.owns_lock()) return false;
     Grow(threads - 1);
+    Chunks shared(chunks, threads);
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       work_ = &work;
-      chunks_ = chunks;
-      next_chunk_.store(0, std::memory_order_relaxed);
+      chunks_ = &shared;
       seats_ = threads - 1;
       next_thread_ = 1;
     }
     wake_.notify_all();
-    TakeChunks(work, chunks, 0);
+    shared.Take(work, 0);
     {
       // Who has not woken up by now is not waited for.
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -95,30 +132,21 @@ class Pool {
       ++busy_;
       const int thread = next_thread_++;
       const Work& work = *work_;
-      const std::size_t chunks = chunks_;
+      Chunks& chunks = *chunks_;
       lock.unlock();
-      TakeChunks(work, chunks, thread);
+      chunks.Take(work, thread);
       lock.lock();
       if (--busy_ == 0) done_.notify_one();
     }
   }
 
-  void TakeChunks(const Work& work, std::size_t chunks, int thread) {
-    for (;;) {
-      const std::size_t chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed);
-      if (chunk >= chunks) return;
-      work(chunk, thread);
-    }
-  }
-
   std::mutex running_;
   int workers_ = 0;  // under running_
-  std::atomic<std::size_t> next_chunk_{0};
 
   std::mutex mutex_;  // over all that follows
   std::condition_variable wake_, done_;
   const Work* work_ = nullptr;
-  std::size_t chunks_ = 0;
+  Chunks* chunks_ = nullptr;
   std::atomic<int> seats_{0};  // workers that may still join; written under mutex_, as busy_ is
   std::atomic<int> busy_{0};
   int next_thread_ = 1;
@@ -143,19 +171,32 @@ Pool& ThePool() {
   return *found;
 }
 
-// OpenMP's entry, as GCC and Clang call it: function(argument) in so many threads, this one among them.
+// OpenMP's entry, as GCC and Clang call it: function(argument) in so many threads, this one among them. And
+// which of these a thread is: 0 is this one, the others keep their numbers.
 using OpenMpParallel = void (*)(void (*function)(void*), void* argument, unsigned threads, unsigned flags);
+using OpenMpThread = int (*)();
+
+template <typename Function>
+Function Found(std::atomic<Function>& function, const char* name) {
+  Function found = function.load(std::memory_order_relaxed);
+  if (found == nullptr) {
+    found = reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, name));
+    function.store(found, std::memory_order_relaxed);
+  }
+  return found;
+}
+
+struct OpenMp {
+  OpenMpParallel parallel;
+  OpenMpThread thread;
+};
 
 // torch's, once it is loaded. In a forked child its threads are missing, and it would wait for them.
-OpenMpParallel TorchsOpenMp() {
-  static std::atomic<OpenMpParallel> found{nullptr};
-  if (forked.load()) return nullptr;
-  OpenMpParallel parallel = found.load(std::memory_order_relaxed);
-  if (parallel == nullptr) {
-    parallel = reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-    found.store(parallel, std::memory_order_relaxed);
-  }
-  return parallel;
+OpenMp TorchsOpenMp() {
+  static std::atomic<OpenMpParallel> parallel{nullptr};
+  static std::atomic<OpenMpThread> thread{nullptr};
+  if (forked.load()) return {};
+  return {Found(parallel, "GOMP_parallel"), Found(thread, "omp_get_thread_num")};
 }
 
 // One of the threads that OpenMP keeps for this one, known by the clock of its CPU time.
@@ -191,29 +232,22 @@ class Teammate {
   std::chrono::steady_clock::time_point helped_at_;
 };
 
-void RunInOpenMp(OpenMpParallel parallel, std::size_t chunks, int threads, const Work& work, Teammate& mate) {
+void RunInOpenMp(const OpenMp& open_mp, std::size_t chunks, int threads, const Work& work, Teammate& mate) {
   struct Shared {
     const Work& work;
-    std::size_t chunks;
+    Chunks chunks;
     Teammate& mate;
-    std::thread::id caller = std::this_thread::get_id();
-    std::atomic<std::size_t> next_chunk{0};
-    std::atomic<int> next_thread{0};
+    OpenMpThread thread;
     std::atomic<bool> introduced{false}, has_helped{false};
-  } shared{work, chunks, mate};
+  } shared{work, {chunks, threads}, mate, open_mp.thread};
   const auto take_chunks = [](void* argument) {
     Shared& all = *static_cast<Shared*>(argument);
-    const bool helps = std::this_thread::get_id() != all.caller;
-    if (helps && !all.introduced.exchange(true)) all.mate.Introduce();
-    const int thread = all.next_thread.fetch_add(1, std::memory_order_relaxed);
-    for (;;) {
-      const std::size_t chunk = all.next_chunk.fetch_add(1, std::memory_order_relaxed);
-      if (chunk >= all.chunks) return;
-      if (helps) all.has_helped.store(true, std::memory_order_relaxed);
-      all.work(chunk, thread);
-    }
+    const int thread = all.thread();
+    if (thread != 0 && !all.introduced.exchange(true)) all.mate.Introduce();
+    const bool has_taken = all.chunks.Take(all.work, thread);
+    if (thread != 0 && has_taken) all.has_helped.store(true, std::memory_order_relaxed);
   };
-  parallel(take_chunks, &shared, static_cast<unsigned>(threads), 0);
+  open_mp.parallel(take_chunks, &shared, static_cast<unsigned>(threads), 0);
   mate.Note(shared.has_helped.load());
 }
 
@@ -223,8 +257,9 @@ void ParallelFor(std::size_t chunks, int threads, const Work& work) {
   threads = static_cast<int>(std::min(static_cast<std::size_t>(std::max(threads, 1)), chunks));
   if (threads > 1) {
     static thread_local Teammate mate;
-    const OpenMpParallel parallel = TorchsOpenMp();
-    if (parallel != nullptr && mate.MayBeAwake()) return RunInOpenMp(parallel, chunks, threads, work, mate);
+    const OpenMp open_mp = TorchsOpenMp();
+    const bool found = open_mp.parallel != nullptr && open_mp.thread != nullptr;
+    if (found && mate.MayBeAwake()) return RunInOpenMp(open_mp, chunks, threads, work, mate);
     if (ThePool().TryRun(chunks, threads, work)) return;
   }
   for (std::size_t chunk = 0; chunk < chunks; ++chunk) work(chunk, 0);
