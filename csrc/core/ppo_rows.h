@@ -27,7 +27,8 @@ struct PpoOptions {
   int threads;  // at most; results do not depend on it
 };
 
-// [B] each; only values_grad is written. kl_weight is null where every row's KL weighs 1.
+// [B] each; only values_grad is written. weight is 0 or 1, and null where it is 1 for all; kl_weight is null
+// where every row's KL weighs 1.
 struct PpoRows {
   const float* values;
   const float* old_log_prob;
@@ -42,13 +43,29 @@ struct PpoRows {
 inline PpoRows RowsFrom(const PpoRows& rows, std::size_t first) {
   return {rows.values + first,      rows.old_log_prob + first,
           rows.advantages + first,  rows.returns + first,
-          rows.old_values + first,  rows.weight + first,
+          rows.old_values + first,  rows.weight == nullptr ? nullptr : rows.weight + first,
           rows.values_grad + first, rows.kl_weight == nullptr ? nullptr : rows.kl_weight + first};
 }
 
-// Over the advantages of rows of weight 1, with the unbiased std.
+// Of the advantages of rows of weight 1: how many, their mean, and the sum of their squared distances from
+// it.
 struct PpoMoments {
-  double count, mean, std;
+  double count = 0.0, mean = 0.0, squares = 0.0;
+  bool all_count = true;  // no row weighs less
+
+  // Those of both (Chan, Golub and LeVeque, 1983).
+  PpoMoments& operator+=(const PpoMoments& other) {
+    all_count = all_count && other.all_count;
+    if (other.count == 0.0) return *this;
+    const double both = count + other.count, step = other.mean - mean;
+    mean += step * (other.count / both);
+    squares += other.squares + step * step * (count * (other.count / both));
+    count = both;
+    return *this;
+  }
+
+  // Unbiased.
+  double Std() const { return std::sqrt(squares / std::max(count - 1.0, 1.0)); }
 };
 
 // What is the same for all rows.
@@ -67,7 +84,7 @@ inline PpoUniform MakePpoUniform(const PpoCoefficients& c, const PpoMoments& mom
   u.prior_policy = options.prior_policy;
   u.clips_value = c.clip_range_vf < std::numeric_limits<float>::infinity();
   u.advantage_mean = normalize ? static_cast<float>(moments.mean) : 0.0f;
-  u.advantage_scale = normalize ? static_cast<float>(1.0 / (moments.std + 1e-8)) : 1.0f;
+  u.advantage_scale = normalize ? static_cast<float>(1.0 / (moments.Std() + 1e-8)) : 1.0f;
   u.clip_range = c.clip_range;
   u.ratio_low = 1.0f - c.clip_range;
   u.ratio_high = 1.0f + c.clip_range;

@@ -13,6 +13,7 @@
 #include <immintrin.h>
 #endif
 
+#include "core/ppo_moments.h"
 #include "core/threads.h"
 
 namespace lago {
@@ -94,7 +95,7 @@ bool UnsafePpoKlCategorical(const CategoricalInputs& in, const PpoCoefficients& 
                             const PpoOptions& options) {
   const std::size_t actions = shape.actions, stride = RoundUp(actions, kMaxLanes);
   const Kernels& kernels = Choose(options.lanes);
-  const PpoMoments moments = kernels.advantage_moments(in.rows.advantages, in.rows.weight, shape.rows);
+  const PpoMoments moments = MomentsOf(in.rows, shape.rows, options.threads, kernels.advantage_moments);
   const CategoricalUniform uniform{MakePpoUniform(coefficients, moments, options),
                                    actions,
                                    actions,

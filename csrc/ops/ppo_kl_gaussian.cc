@@ -11,6 +11,7 @@
 #include <immintrin.h>
 #endif
 
+#include "core/ppo_moments.h"
 #include "core/threads.h"
 
 namespace lago {
@@ -32,14 +33,14 @@ struct Table {
 
 // Working memory of one call, carved out of one allocation.
 struct Scratch {
-  Table log_std, inv_std;                // of the policy
-  Table gap, ratio;                      // see GapOf and VarianceRatio
-  float* prior_log_std;                  // [kGroupRows, D], where it is the same for all rows
-  float *z, *log_prob_terms;             // [kBlockRows, D]
-  float *weight, *pull, *log_prob_grad;  // [kBlockRows, D], the row's number at each of its elements
-  float *row_log_prob, *row_grad,
-      *row_pull;             // [rows of a block]; pull: what the row's KL weighs in the loss
-  float* log_std_grad_tile;  // [kGroupRows, D]
+  Table log_std, inv_variance;              // of the policy
+  Table gap, ratio;                         // see GapOf and VarianceRatio
+  float* prior_log_std;                     // [kGroupRows, D], where it is the same for all rows
+  float *score, *squares, *log_prob_terms;  // [kBlockRows, D], see ElementsForward
+  float *weight, *pull, *log_prob_grad;     // [kBlockRows, D], the row's number at each of its elements
+  float *row_log_prob, *row_grad;           // [rows of a block]
+  float* row_pull;                          // [kBlockRows], what the row's KL weighs in the loss
+  float* log_std_grad_tile;                 // [kGroupRows, D]
 };
 
 // What is the same for all rows.
@@ -69,10 +70,14 @@ bool GoesInRegisters(const GaussianShape& shape) {
 #define LAGO_KERNEL "ops/ppo_kl_gaussian.inc"
 #include "core/each_target.inc"
 
-// Gives out pieces of one zeroed allocation.
+// Gives out pieces of one zeroed allocation, which begin with a cache line where their sizes are of whole
+// ones.
 class Arena {
  public:
-  explicit Arena(std::size_t size) : memory_(size, 0.0f) {}
+  explicit Arena(std::size_t size) : memory_(size + kLine, 0.0f) {
+    const auto address = reinterpret_cast<std::uintptr_t>(memory_.data()) / sizeof(float);
+    used_ = (kLine - address % kLine) % kLine;
+  }
   float* Take(std::size_t size) {
     float* taken = memory_.data() + used_;
     used_ += size;
@@ -80,8 +85,10 @@ class Arena {
   }
 
  private:
+  static constexpr std::size_t kLine = 64 / sizeof(float);
+
   std::vector<float> memory_;
-  std::size_t used_ = 0;
+  std::size_t used_;
 };
 
 // The rows that do not fill a group, copied among rows of zeros, and room for their gradients.
@@ -153,32 +160,34 @@ Scratch MakeScratch(Arena& arena, const GaussianShape& shape, const Scratch& sha
   const std::size_t block = block_rows * shape.dims, tile = kGroupRows * shape.dims;
   Scratch scratch = shared;
   const auto table = [&] { return Table{arena.Take(block), tile}; };
+  for (float** p : {&scratch.row_log_prob, &scratch.row_grad}) *p = arena.Take(block_rows);
+  if (GoesInRegisters(shape)) return scratch;
   if (shape.log_std_per_row) {
     scratch.log_std = table();
-    scratch.inv_std = table();
+    scratch.inv_variance = table();
   }
   if (shape.log_std_per_row || shape.prior_log_std_per_row) {
     scratch.gap = table();
     scratch.ratio = table();
   }
-  scratch.z = arena.Take(block);
-  if (!GoesInRegisters(shape)) {
-    for (float** p : {&scratch.log_prob_terms, &scratch.weight, &scratch.log_prob_grad, &scratch.pull}) {
-      *p = arena.Take(block);
-    }
+  for (float** p : {&scratch.score, &scratch.squares, &scratch.log_prob_terms, &scratch.weight,
+                    &scratch.log_prob_grad, &scratch.pull}) {
+    *p = arena.Take(block);
   }
-  for (float** p : {&scratch.row_log_prob, &scratch.row_grad, &scratch.row_pull}) *p = arena.Take(block_rows);
+  scratch.row_pull = arena.Take(block_rows);
   scratch.log_std_grad_tile = arena.Take(tile);
   return scratch;
 }
 
 }  // namespace
 
-void UnsafePpoKlGaussian(const GaussianInputs& in, const PpoCoefficients& coefficients,
+void UnsafePpoKlGaussian(const GaussianInputs& inputs, const PpoCoefficients& coefficients,
                          const GaussianOutputs& out, const GaussianShape& shape, const PpoOptions& options) {
   const Kernels& kernels = Choose(options.lanes);
   const std::size_t dims = shape.dims, tile = kGroupRows * dims;
-  const PpoMoments moments = kernels.advantage_moments(in.rows.advantages, in.rows.weight, shape.rows);
+  const PpoMoments moments = MomentsOf(inputs.rows, shape.rows, options.threads, kernels.advantage_moments);
+  GaussianInputs in = inputs;
+  if (moments.all_count && GoesInRegisters(shape)) in.rows.weight = nullptr;
   double log_prob_constant = -kHalfLog2Pi * static_cast<double>(dims);
   if (!shape.log_std_per_row) {
     for (std::size_t d = 0; d < dims; ++d) log_prob_constant -= static_cast<double>(in.log_std[d]);
@@ -194,9 +203,9 @@ void UnsafePpoKlGaussian(const GaussianInputs& in, const PpoCoefficients& coeffi
   const int threads = shape.rows * dims < kThreadElements ? 1 : std::max(1, options.threads);
 
   Arena arena(5 * tile + static_cast<std::size_t>(threads) *
-                             ((GoesInRegisters(shape) ? 3 : 9) * block_rows * dims + tile + 3 * block_rows));
+                             ((GoesInRegisters(shape) ? 0 : 10) * block_rows * dims + tile + 3 * block_rows));
   Scratch shared = {};
-  for (Table* table : {&shared.log_std, &shared.inv_std, &shared.gap, &shared.ratio}) {
+  for (Table* table : {&shared.log_std, &shared.inv_variance, &shared.gap, &shared.ratio}) {
     *table = {arena.Take(tile), 0};
   }
   shared.prior_log_std = arena.Take(tile);
@@ -223,7 +232,7 @@ void UnsafePpoKlGaussian(const GaussianInputs& in, const PpoCoefficients& coeffi
     }
   });
   if (whole < shape.rows) {
-    const Tail tail(in, shape, whole);
+    const Tail tail(inputs, shape, whole);
     kernels.block(scratch[0], uniform, tail.padded, tail.grads, shape, kGroupRows, &sums[chunks - 1],
                   log_std_grad_tiles.data() + (chunks - 1) * tile);
     tail.CopyGradsTo(out, in.rows.values_grad);

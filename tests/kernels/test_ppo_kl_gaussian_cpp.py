@@ -372,3 +372,48 @@ def test_a_weight_of_one_is_none(lanes):
     for part, other in zip(plain, weighed, strict=True):
         for a, b in zip(part, other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@all_lanes
+@direction
+@pytest.mark.parametrize("prior_std_per_row", [False, True])
+@pytest.mark.parametrize("dims", [1, 2, 3, 4, 8])
+def test_rows_that_all_count(dims, prior_std_per_row, kl_direction, lanes):
+    x = draw(2049, dims, prior_std_per_row=prior_std_per_row)._replace(weight=torch.ones(2049))
+    assert_no_worse_than_eager(x, coefficients(), lanes=lanes, kl_direction=kl_direction)
+
+
+@all_lanes
+@pytest.mark.parametrize("rows", [2048, 40_000])
+def test_rows_that_do_not_count_change_nothing(rows, lanes):
+    x = draw(rows, 4)._replace(weight=torch.ones(rows))
+    half = Inputs(*(t[: rows // 2] if t is not None and len(t) == rows else t for t in x))
+    x.weight[rows // 2 :] = 0
+    outputs, grads = cpp_fused.loss_and_grads(x, coefficients(), lanes=lanes)
+    expected, expected_grads = cpp_fused.loss_and_grads(half, coefficients(), lanes=lanes)
+    torch.testing.assert_close(torch.stack(outputs), torch.stack(expected), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(grads.log_std, expected_grads.log_std, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grads.mean[: rows // 2], expected_grads.mean, rtol=1e-5, atol=1e-9)
+    assert not grads.mean[rows // 2 :].any()
+
+
+@all_lanes
+@direction
+@pytest.mark.parametrize("dims", [1, 2, 3, 4, 8])
+def test_a_prior_that_is_the_policy_pulls_nowhere(dims, kl_direction, lanes):
+    x = draw(1000, dims)
+    x = x._replace(prior_mean=x.mean, prior_log_std=x.log_std.expand(1000, dims).contiguous())
+    no_kl, some_kl = (coefficients(0.2, 0.01, 0.5, kl_coef, 1.0) for kl_coef in (0.0, 5.0))
+    outputs, grads = cpp_fused.loss_and_grads(x, some_kl, lanes=lanes, kl_direction=kl_direction)
+    _, expected = cpp_fused.loss_and_grads(x, no_kl, lanes=lanes, kl_direction=kl_direction)
+    assert outputs.prior_kl == 0
+    assert torch.equal(grads.mean, expected.mean)
+    torch.testing.assert_close(grads.log_std, expected.log_std, rtol=0, atol=1e-7)
+
+
+@all_lanes
+def test_the_prior_may_be_much_wider_and_much_narrower(lanes):
+    x = draw(640, 4)
+    x.prior_log_std[:] = torch.linspace(-20, 8, 640)[:, None] + x.log_std
+    x = x._replace(prior_mean=x.mean + x.prior_log_std.exp() * torch.randn(640, 4))
+    assert_no_worse_than_eager(x, coefficients(), lanes=lanes)
