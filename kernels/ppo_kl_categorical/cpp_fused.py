@@ -108,7 +108,7 @@ def loss_and_grads(
         read = [0 if t is None else t.data_ptr() for t in x]
         written_at = [t.data_ptr() for t in written]
         at = struct.pack(f"{len(KINDS)}N", *read, *_coefficient_addresses(coefficients), *written_at)
-    statistics = torch.empty(7, dtype=torch.float32, device="cpu")
+    statistics = coefficients.clip_range.new_empty(7)
     _C.ppo_kl_categorical(
         at,
         statistics.data_ptr(),
