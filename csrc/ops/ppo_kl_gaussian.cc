@@ -20,7 +20,7 @@ namespace {
 constexpr std::size_t kGroupRows = 16;  // a multiple of every instruction set's lanes
 // Rows that a block's sums in float32 and its scratch are for. Where nothing is kept per element, more.
 constexpr std::size_t kBlockRows = 64, kRegisterBlockRows = 256;
-constexpr std::size_t kChunkElements = 8192;    // what a thread takes at once
+constexpr std::size_t kChunkElements = 16384;   // what a thread takes at once
 constexpr std::size_t kThreadElements = 32768;  // below it one thread is faster
 constexpr double kHalfLog2Pi = 0.91893853320467274178;
 
@@ -242,7 +242,9 @@ void UnsafePpoKlGaussian(const GaussianInputs& inputs, const PpoCoefficients& co
   // total.entropy is the sum of the rows' log stds, where these differ.
   if (!shape.log_std_per_row) {
     std::vector<double> grad(dims);
-    for (std::size_t i = 0; i < log_std_grad_tiles.size(); ++i) grad[i % dims] += log_std_grad_tiles[i];
+    for (std::size_t i = 0; i < log_std_grad_tiles.size(); i += dims) {
+      for (std::size_t d = 0; d < dims; ++d) grad[d] += log_std_grad_tiles[i + d];
+    }
     for (std::size_t d = 0; d < dims; ++d) {
       total.entropy += moments.count * static_cast<double>(in.log_std[d]);
       out.log_std_grad[d] = static_cast<float>(grad[d] - moments.count * uniform.ppo.entropy_grad);
