@@ -187,7 +187,8 @@ void UnsafePpoKlGaussian(const GaussianInputs& inputs, const PpoCoefficients& co
   const std::size_t dims = shape.dims, tile = kGroupRows * dims;
   const PpoMoments moments = MomentsOf(inputs.rows, shape.rows, options.threads, kernels.advantage_moments);
   GaussianInputs in = inputs;
-  if (moments.all_count && GoesInRegisters(shape)) in.rows.weight = nullptr;
+  const bool unweighted = moments.all_count && in.rows.kl_weight == nullptr;
+  if (unweighted && GoesInRegisters(shape)) in.rows.weight = nullptr;
   double log_prob_constant = -kHalfLog2Pi * static_cast<double>(dims);
   if (!shape.log_std_per_row) {
     for (std::size_t d = 0; d < dims; ++d) log_prob_constant -= static_cast<double>(in.log_std[d]);

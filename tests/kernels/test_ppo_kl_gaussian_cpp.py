@@ -376,10 +376,13 @@ def test_a_weight_of_one_is_none(lanes):
 
 @all_lanes
 @direction
+@pytest.mark.parametrize("kl_weighted", [False, True])
 @pytest.mark.parametrize("prior_std_per_row", [False, True])
 @pytest.mark.parametrize("dims", [1, 2, 3, 4, 8])
-def test_rows_that_all_count(dims, prior_std_per_row, kl_direction, lanes):
+def test_rows_that_all_count(dims, prior_std_per_row, kl_weighted, kl_direction, lanes):
     x = draw(2049, dims, prior_std_per_row=prior_std_per_row)._replace(weight=torch.ones(2049))
+    if kl_weighted:
+        x = x._replace(kl_weight=2 * torch.rand(2049))
     assert_no_worse_than_eager(x, coefficients(), lanes=lanes, kl_direction=kl_direction)
 
 
