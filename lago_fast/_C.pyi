@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-def addresses(tensors: tuple[Tensor | None, ...], kinds: str, rows: int, width: int) -> bytes | None: ...
+def addresses(tensors: tuple[Tensor | int | None, ...], kinds: str, rows: int, width: int) -> list[int] | None: ...
 def gae(
     rewards_ptr: int,
     values_ptr: int,
@@ -20,8 +20,8 @@ def gae(
     gae_lambda: float,
 ) -> None: ...
 def ppo_kl_gaussian(
-    addresses: bytes,
-    statistics_ptr: int,
+    tensors: tuple[Tensor | int | None, ...],
+    kinds: str,
     rows: int,
     dims: int,
     log_std_per_row: bool,
@@ -30,17 +30,17 @@ def ppo_kl_gaussian(
     normalize_advantage: bool,
     lanes: int,
     threads: int,
-) -> None: ...
+) -> bool: ...
 def ppo_kl_categorical(
-    addresses: bytes,
-    statistics_ptr: int,
+    tensors: tuple[Tensor | int | None, ...],
+    kinds: str,
     rows: int,
     actions: int,
     prior_policy: bool,
     normalize_advantage: bool,
     lanes: int,
     threads: int,
-) -> None: ...
+) -> bool: ...
 def prior_kl_categorical(
     logits_ptr: int,
     prior_log_probs_ptr: int,

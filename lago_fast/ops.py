@@ -217,13 +217,14 @@ def ppo_kl_gaussian_loss_and_grads(
     kl_direction: Direction = "policy_prior",
     normalize_advantage: bool = True,
     impl: str = "auto",
-    out: GaussianGrads | None = None,
+    out: tuple[GaussianOutputs, GaussianGrads] | None = None,
 ) -> tuple[GaussianOutputs, GaussianGrads]:
     """Return the loss of `ppo_kl_gaussian` and its gradients at once, past autograd: the trainer's entry.
 
     Args:
         inputs, coefficients, kl_direction, normalize_advantage, impl: as for `ppo_kl_gaussian`.
-        out: gradients of an earlier call with inputs of the same shapes and dtypes, to be overwritten and returned.
+        out: what an earlier call with inputs of the same shapes and dtypes, and the same `impl`, returned; to be
+            overwritten and returned, which spares a call its allocations.
 
     Returns:
         The loss and its statistics (0-D, detached), and the gradients with respect to mean, log_std and values,
@@ -231,7 +232,9 @@ def ppo_kl_gaussian_loss_and_grads(
 
     Raises:
         ImplUnavailable: `impl` cannot run here.
+        ValueError: `out` is not what an earlier call returned.
     """
+    _check_out(out, GaussianOutputs, GaussianGrads)
     module = resolve("ppo_kl_gaussian", inputs.mean.device.type, impl)[1]
     return module.loss_and_grads(
         inputs, coefficients, kl_direction=kl_direction, normalize_advantage=normalize_advantage, out=out
@@ -280,13 +283,14 @@ def ppo_kl_categorical_loss_and_grads(
     kl_direction: Direction = "policy_prior",
     normalize_advantage: bool = True,
     impl: str = "auto",
-    out: CategoricalGrads | None = None,
+    out: tuple[CategoricalOutputs, CategoricalGrads] | None = None,
 ) -> tuple[CategoricalOutputs, CategoricalGrads]:
     """Return the loss of `ppo_kl_categorical` and its gradients at once, past autograd: the trainer's entry.
 
     Args:
         inputs, coefficients, kl_direction, normalize_advantage, impl: as for `ppo_kl_categorical`.
-        out: gradients of an earlier call with inputs of the same shapes and dtypes, to be overwritten and returned.
+        out: what an earlier call with inputs of the same shapes and dtypes, and the same `impl`, returned; to be
+            overwritten and returned, which spares a call its allocations.
 
     Returns:
         The loss and its statistics (0-D, detached), and the gradients with respect to logits and values,
@@ -294,10 +298,21 @@ def ppo_kl_categorical_loss_and_grads(
 
     Raises:
         ImplUnavailable: `impl` cannot run here.
+        ValueError: `out` is not what an earlier call returned.
     """
+    _check_out(out, CategoricalOutputs, CategoricalGrads)
     module = resolve("ppo_kl_categorical", inputs.logits.device.type, impl)[1]
     return module.loss_and_grads(
         inputs, coefficients, kl_direction=kl_direction, normalize_advantage=normalize_advantage, out=out
+    )
+
+
+def _check_out(out: object, outputs: type, grads: type) -> None:
+    if out is None or (type(out) is tuple and len(out) == 2 and type(out[0]) is outputs and type(out[1]) is grads):
+        return
+    raise ValueError(
+        f"out: expected the {outputs.__name__} and {grads.__name__} that an earlier call returned, "
+        f"got {type(out).__name__}"
     )
 
 

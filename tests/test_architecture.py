@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL_OPS = sorted(p.name for p in (ROOT / "kernels").iterdir() if p.is_dir() and p.name != "__pycache__")
+WITH_A_PRIOR = ("ppo_kl_categorical", "ppo_kl_gaussian")
 
 ANYTHING = ("*",)
 NATIVE = ("lago_fast._C", "lago_fast._cuda")
@@ -39,6 +40,9 @@ RULES = {
     **{f"kernels/{op}": Rule(may=("torch", *NATIVE)) for op in KERNEL_OPS},
     # imported by `ops.resolve` when it is asked for, so that triton is needed by nobody else
     **{f"kernels/{op}/triton_fused.py": Rule(may=("torch", "triton")) for op in KERNEL_OPS},
+    # PPO's losses with a prior stand on what all of PPO's losses share
+    **{f"kernels/{op}": Rule(may=("torch", "lago_fast.kernels.ppo", *NATIVE)) for op in WITH_A_PRIOR},
+    **{f"kernels/{op}/triton_fused.py": Rule(may=("torch", "triton", "lago_fast.kernels.ppo")) for op in WITH_A_PRIOR},
     "lago_fast/errors.py": Rule(),
     "lago_fast/cores.py": Rule(inside_functions=("torch",)),
     "lago_fast/capture.py": Rule(may=("torch",)),

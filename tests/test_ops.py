@@ -58,6 +58,16 @@ def test_an_op_on_a_cpu_tensor_says_that_triton_is_not_for_it():
         ops.gae(one, one, one, no, no, ~no, gamma=0.9, gae_lambda=0.9, impl="triton")
 
 
+def test_buffers_that_no_call_returned_are_refused():
+    x = ops.CategoricalInputs(torch.zeros(2, 3), torch.zeros(2), torch.zeros(2, dtype=torch.int64), *torch.zeros(6, 2))
+    x = x._replace(prior_log_probs=torch.zeros(2, 3))
+    c = ops.CategoricalCoefficients(*(torch.tensor(0.5) for _ in range(5)))
+    outputs, grads = ops.ppo_kl_categorical_loss_and_grads(x, c)
+    for out in (grads, (grads, outputs), (outputs,), (outputs, tuple(grads)), [outputs, grads]):
+        with pytest.raises(ValueError, match=r"^out: expected the Outputs and Grads that an earlier call returned"):
+            ops.ppo_kl_categorical_loss_and_grads(x, c, out=out)
+
+
 def test_coefficients_are_0d_tensors():
     made = ops.coefficients_on(torch.device("cpu"), clip_range=0.2, clip_range_vf=None)
     assert made["clip_range_vf"] is None

@@ -1,8 +1,11 @@
-// How the losses read tensors: their addresses, without a Python call for each property of each.
+#include "bindings/addresses.h"
+
 #include <pybind11/gil_safe_call_once.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -70,36 +73,41 @@ bool Fits(const lago::DlpackTensor& t, char kind, std::int64_t rows, std::int64_
   }
 }
 
-// The address of each tensor, 0 for a None, as bytes; nothing where one is not of its kind, or torch has no
-// such reader. Kinds: E float32 [rows, width], R float32 [rows], W float32 [width], S float32 [], I int64
-// [rows], M bool [rows, width].
-py::object Addresses(const py::tuple& tensors, const std::string& kinds, std::int64_t rows,
-                     std::int64_t width) {
-  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<TensorReader> once;
-  const TensorReader& reader = once.call_once_and_store_result(MakeTensorReader).get_stored();
-  if (reader.api == nullptr) return py::none();
-  if (tensors.size() != kinds.size()) throw std::invalid_argument("kinds: expected one for each tensor");
+std::optional<std::vector<std::uintptr_t>> Addresses(const py::tuple& tensors, std::string_view kinds,
+                                                     std::int64_t rows, std::int64_t width) {
   std::vector<std::uintptr_t> addresses(tensors.size());
-  for (std::size_t i = 0; i < kinds.size(); ++i) {
-    PyObject* object = PyTuple_GET_ITEM(tensors.ptr(), static_cast<Py_ssize_t>(i));
-    std::uintptr_t address = 0;
-    if (object != Py_None) {
-      lago::DlpackTensor t;
-      if (!PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(reader.type.ptr()))) return py::none();
-      if (reader.api->tensor_from_py_object(object, &t) != 0) {
-        PyErr_Clear();  // who reads it by other means says what is wrong with it
-        return py::none();
-      }
-      if (!Fits(t, kinds[i], rows, width)) return py::none();
-      address = reinterpret_cast<std::uintptr_t>(t.data) + t.byte_offset;
-    }
-    addresses[i] = address;
-  }
-  return py::bytes(reinterpret_cast<const char*>(addresses.data()),
-                   addresses.size() * sizeof(std::uintptr_t));
+  if (!ReadAddresses(tensors, kinds, rows, width, addresses.data())) return std::nullopt;
+  return addresses;
 }
 
 }  // namespace
+
+bool ReadAddresses(const py::tuple& tensors, std::string_view kinds, std::int64_t rows, std::int64_t width,
+                   std::uintptr_t* addresses) {
+  if (tensors.size() != kinds.size()) throw std::invalid_argument("kinds: expected one for each tensor");
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<TensorReader> once;
+  const TensorReader& reader = once.call_once_and_store_result(MakeTensorReader).get_stored();
+  for (std::size_t i = 0; i < kinds.size(); ++i) {
+    PyObject* object = PyTuple_GET_ITEM(tensors.ptr(), static_cast<Py_ssize_t>(i));
+    addresses[i] = 0;
+    if (object == Py_None) continue;
+    if (kinds[i] == 'A') {
+      addresses[i] = PyLong_AsUnsignedLongLong(object);
+      if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+      continue;
+    }
+    lago::DlpackTensor t;
+    if (reader.api == nullptr) return false;
+    if (!PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(reader.type.ptr()))) return false;
+    if (reader.api->tensor_from_py_object(object, &t) != 0) {
+      PyErr_Clear();  // who reads it by other means says what is wrong with it
+      return false;
+    }
+    if (!Fits(t, kinds[i], rows, width)) return false;
+    addresses[i] = reinterpret_cast<std::uintptr_t>(t.data) + t.byte_offset;
+  }
+  return true;
+}
 
 void BindAddresses(py::module_& m) {
   m.def("addresses", &Addresses, py::arg("tensors"), py::arg("kinds"), py::arg("rows"), py::arg("width"));

@@ -6,12 +6,12 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 
+#include "bindings/addresses.h"
 #include "bindings/parts.h"
 #include "bindings/pointers.h"
 #include "ops/gae.h"
@@ -25,25 +25,19 @@ namespace py = pybind11;
 namespace lago::bindings {
 namespace {
 
-// Addresses on their way through Python, which would take longer to make numbers of them than some losses
-// take.
-template <std::size_t n>
-std::array<std::uintptr_t, n> Unpacked(const py::bytes& packed) {
-  const std::string_view bytes = packed;
-  std::array<std::uintptr_t, n> addresses;
-  if (bytes.size() != sizeof(addresses)) {
-    throw std::invalid_argument("addresses: expected " + std::to_string(n) + " of them");
-  }
-  std::memcpy(addresses.data(), bytes.data(), sizeof(addresses));
-  return addresses;
-}
-
 template <std::size_t first, std::size_t count, std::size_t n>
 std::array<std::uintptr_t, count> Part(const std::array<std::uintptr_t, n>& all) {
   static_assert(first + count <= n);
   std::array<std::uintptr_t, count> part;
   std::copy_n(all.begin() + first, count, part.begin());
   return part;
+}
+
+// A loss's statistics, each to the address that is its own.
+void WriteOutputs(const std::array<float, 7>& statistics, const std::array<std::uintptr_t, 7>& addresses) {
+  for (std::size_t i = 0; i < statistics.size(); ++i) {
+    *Pointer<float>(addresses[i], 1, "outputs") = statistics[i];
+  }
 }
 
 void Gae(std::uintptr_t rewards_ptr, std::uintptr_t values_ptr, std::uintptr_t next_values_ptr,
@@ -71,11 +65,14 @@ lago::PpoCoefficients PpoCoefficientsAt(const std::array<std::uintptr_t, 6>& at)
           Scalar(at[4], "prior_temperature"), at[5] == 0 ? no_clip : Scalar(at[5], "clip_range_vf")};
 }
 
-// Of inputs, coefficients and gradients.
-void PpoKlGaussian(const py::bytes& addresses, std::uintptr_t statistics, std::int64_t rows,
-                   std::int64_t dims, bool log_std_per_row, bool prior_log_std_per_row, bool prior_policy,
+// `tensors`: inputs, coefficients, gradients and outputs. False, and nothing is done, where ReadAddresses
+// says so.
+bool PpoKlGaussian(const py::tuple& tensors, std::string_view kinds, std::int64_t rows, std::int64_t dims,
+                   bool log_std_per_row, bool prior_log_std_per_row, bool prior_policy,
                    bool normalize_advantage, int lanes, int threads) {
-  const auto all = Unpacked<21>(addresses);
+  std::array<std::uintptr_t, 28> all;
+  if (tensors.size() != all.size()) throw std::invalid_argument("tensors: expected 28 of them");
+  if (!ReadAddresses(tensors, kinds, rows, dims, all.data())) return false;
   const auto inputs = Part<0, 12>(all);
   const auto grads = Part<18, 3>(all);
   const lago::GaussianShape shape{Count(rows, "rows"), Count(dims, "dims"), log_std_per_row,
@@ -95,17 +92,23 @@ void PpoKlGaussian(const py::bytes& addresses, std::uintptr_t statistics, std::i
        Pointer<const float>(inputs[7], b, "old_values"), Pointer<const float>(inputs[8], b, "weight"),
        Pointer<float>(grads[2], b, "values_grad"), PointerOrNull<const float>(inputs[11], b, "kl_weight")}};
   const lago::PpoCoefficients c = PpoCoefficientsAt(Part<12, 6>(all));
-  const lago::GaussianOutputs out{Pointer<float>(statistics, 7, "statistics"),
-                                  Pointer<float>(grads[0], n, "mean_grad"),
+  std::array<float, 7> statistics;
+  const lago::GaussianOutputs out{statistics.data(), Pointer<float>(grads[0], n, "mean_grad"),
                                   Pointer<float>(grads[1], policy_stds, "log_std_grad")};
-  py::gil_scoped_release released;
-  lago::UnsafePpoKlGaussian(in, c, out, shape, {prior_policy, normalize_advantage, lanes, threads});
+  {
+    py::gil_scoped_release released;
+    lago::UnsafePpoKlGaussian(in, c, out, shape, {prior_policy, normalize_advantage, lanes, threads});
+  }
+  WriteOutputs(statistics, Part<21, 7>(all));
+  return true;
 }
 
-void PpoKlCategorical(const py::bytes& addresses, std::uintptr_t statistics, std::int64_t rows,
+bool PpoKlCategorical(const py::tuple& tensors, std::string_view kinds, std::int64_t rows,
                       std::int64_t actions, bool prior_policy, bool normalize_advantage, int lanes,
                       int threads) {
-  const auto all = Unpacked<19>(addresses);
+  std::array<std::uintptr_t, 26> all;
+  if (tensors.size() != all.size()) throw std::invalid_argument("tensors: expected 26 of them");
+  if (!ReadAddresses(tensors, kinds, rows, actions, all.data())) return false;
   const auto inputs = Part<0, 11>(all);
   const auto grads = Part<17, 2>(all);
   const lago::CategoricalShape shape{Count(rows, "rows"), Count(actions, "actions")};
@@ -121,8 +124,8 @@ void PpoKlCategorical(const py::bytes& addresses, std::uintptr_t statistics, std
        Pointer<const float>(inputs[6], b, "old_values"), Pointer<const float>(inputs[7], b, "weight"),
        Pointer<float>(grads[1], b, "values_grad"), PointerOrNull<const float>(inputs[10], b, "kl_weight")}};
   const lago::PpoCoefficients c = PpoCoefficientsAt(Part<11, 6>(all));
-  const lago::CategoricalOutputs out{Pointer<float>(statistics, 7, "statistics"),
-                                     Pointer<float>(grads[0], n, "logits_grad")};
+  std::array<float, 7> statistics;
+  const lago::CategoricalOutputs out{statistics.data(), Pointer<float>(grads[0], n, "logits_grad")};
   bool in_range;
   {
     py::gil_scoped_release released;
@@ -132,6 +135,8 @@ void PpoKlCategorical(const py::bytes& addresses, std::uintptr_t statistics, std
   if (!in_range) {
     throw std::invalid_argument("actions: expected numbers from 0 to " + std::to_string(actions - 1));
   }
+  WriteOutputs(statistics, Part<19, 7>(all));
+  return true;
 }
 
 void PriorKlCategorical(std::uintptr_t logits, std::uintptr_t prior_log_probs, std::uintptr_t action_mask,
@@ -237,12 +242,12 @@ void BindOps(py::module_& m) {
         py::arg("terminated_ptr"), py::arg("truncated_ptr"), py::arg("valid_ptr"), py::arg("advantages_ptr"),
         py::arg("returns_ptr"), py::arg("n_steps"), py::arg("n_envs"), py::arg("gamma"),
         py::arg("gae_lambda"));
-  m.def("ppo_kl_gaussian", &PpoKlGaussian, py::arg("addresses"), py::arg("statistics_ptr"), py::arg("rows"),
+  m.def("ppo_kl_gaussian", &PpoKlGaussian, py::arg("tensors"), py::arg("kinds"), py::arg("rows"),
         py::arg("dims"), py::arg("log_std_per_row"), py::arg("prior_log_std_per_row"),
         py::arg("prior_policy"), py::arg("normalize_advantage"), py::arg("lanes"), py::arg("threads"));
-  m.def("ppo_kl_categorical", &PpoKlCategorical, py::arg("addresses"), py::arg("statistics_ptr"),
-        py::arg("rows"), py::arg("actions"), py::arg("prior_policy"), py::arg("normalize_advantage"),
-        py::arg("lanes"), py::arg("threads"));
+  m.def("ppo_kl_categorical", &PpoKlCategorical, py::arg("tensors"), py::arg("kinds"), py::arg("rows"),
+        py::arg("actions"), py::arg("prior_policy"), py::arg("normalize_advantage"), py::arg("lanes"),
+        py::arg("threads"));
   m.def("prior_kl_categorical", &PriorKlCategorical, py::arg("logits_ptr"), py::arg("prior_log_probs_ptr"),
         py::arg("action_mask_ptr"), py::arg("kl_ptr"), py::arg("logits_grad_ptr"), py::arg("rows"),
         py::arg("actions"), py::arg("prior_temperature_ptr"), py::arg("prior_policy"), py::arg("lanes"));

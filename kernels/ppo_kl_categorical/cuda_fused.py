@@ -9,6 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..ppo.outputs import packed
 from .eager import Grads
 from .reference import Coefficients, Direction, Inputs, Outputs
 
@@ -39,13 +40,13 @@ def _check_coefficients(coefficients: Coefficients, device: torch.device) -> Non
             )
 
 
-def _check_out(out: Grads, inputs: Inputs) -> None:
-    for name, grad in out._asdict().items():
+def _check_grads(grads: Grads, inputs: Inputs) -> None:
+    for name, grad in grads._asdict().items():
         like = getattr(inputs, name)
         fits = grad.shape == like.shape and grad.dtype is like.dtype and grad.device == like.device
         if not fits or not grad.is_contiguous():
             raise ValueError(
-                f"out.{name}: expected contiguous {like.dtype} {list(like.shape)} on {like.device}, "
+                f"out[1].{name}: expected contiguous {like.dtype} {list(like.shape)} on {like.device}, "
                 f"got {grad.dtype} {list(grad.shape)} on {grad.device}"
             )
 
@@ -57,7 +58,7 @@ def launch(
     coefficients: Coefficients,
     kl_direction: Direction,
     normalize_advantage: bool,
-    out: Grads | None,
+    out: tuple[Outputs, Grads] | None,
 ) -> tuple[Outputs, Grads]:
     """Check the arguments and have `native` compute on `stream`, on the device that `logits` lie on."""
     if kl_direction not in ("policy_prior", "prior_policy"):
@@ -79,18 +80,23 @@ def launch(
         kl_weight = _readable("kl_weight", kl_weight, matrix[:1], device, *TYPES)
     _check_coefficients(coefficients, device)
     if out is None:
-        out = Grads(torch.empty(matrix, dtype=inputs.logits.dtype, device=device), torch.empty_like(columns[0]))
+        statistics = torch.empty(len(Outputs._fields), dtype=torch.float32, device=device)
+        outputs, returned = (
+            Outputs(*statistics.unbind()),
+            Grads(torch.empty(matrix, dtype=inputs.logits.dtype, device=device), torch.empty_like(columns[0])),
+        )
     else:
-        _check_out(out, inputs)
+        outputs, returned = out
+        _check_grads(returned, inputs)
+        statistics = packed(outputs, device)
 
     # the gradient is written in the type that is read
-    logits_grad = out.logits if out.logits.dtype == logits.dtype else torch.empty_like(logits)
-    statistics = torch.empty(len(Outputs._fields), dtype=torch.float32, device=device)
+    logits_grad = returned.logits if returned.logits.dtype == logits.dtype else torch.empty_like(logits)
     workspace = torch.empty(native.categorical_workspace(matrix[0]), dtype=torch.float32, device=device)
     native.ppo_kl_categorical(
         [0 if t is None else t.data_ptr() for t in (logits, prior, mask, actions, logits_grad)],
         TYPES[logits.dtype],
-        [(0, 0) if t is None else (t.data_ptr(), TYPES[t.dtype]) for t in (*columns, kl_weight, out.values)],
+        [(0, 0) if t is None else (t.data_ptr(), TYPES[t.dtype]) for t in (*columns, kl_weight, returned.values)],
         [0 if t is None else t.data_ptr() for t in coefficients],
         statistics.data_ptr(),
         workspace.data_ptr(),
@@ -100,9 +106,9 @@ def launch(
         normalize_advantage,
         (device.index or 0, stream),
     )
-    if logits_grad is not out.logits:
-        out.logits.copy_(logits_grad)
-    return Outputs(*statistics.unbind()), out
+    if logits_grad is not returned.logits:
+        returned.logits.copy_(logits_grad)
+    return outputs, returned
 
 
 def loss_and_grads(
@@ -111,7 +117,7 @@ def loss_and_grads(
     *,
     kl_direction: Direction = "policy_prior",
     normalize_advantage: bool = True,
-    out: Grads | None = None,
+    out: tuple[Outputs, Grads] | None = None,
 ) -> tuple[Outputs, Grads]:
     """Return the outputs, and d loss / d (logits, values).
 
@@ -121,7 +127,7 @@ def loss_and_grads(
         coefficients: 0-D float32 on the same device.
         kl_direction: "policy_prior" is KL(policy || prior), "prior_policy" the other one.
         normalize_advantage: as in Stable-Baselines3, over rows of weight 1.
-        out: gradients of an earlier call with inputs of the same shapes and dtypes, to be overwritten and returned.
+        out: what an earlier call with inputs of the same shapes and dtypes returned, to be overwritten and returned.
 
     Raises:
         ValueError: a tensor on another device, of another dtype or shape.

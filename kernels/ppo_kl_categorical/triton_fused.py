@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..ppo.outputs import packed
 from .eager import Grads
 from .reference import Coefficients, Direction, Inputs, Outputs
 
@@ -457,17 +458,15 @@ def _check_coefficients(coefficients: Coefficients, device: torch.device) -> Non
             )
 
 
-def _writable(out: Grads, inputs: Inputs) -> Grads:
-    """Return `out` if the gradients can be written there."""
-    for name, grad in out._asdict().items():
+def _check_grads(grads: Grads, inputs: Inputs) -> None:
+    for name, grad in grads._asdict().items():
         like = getattr(inputs, name)
         fits = grad.shape == like.shape and grad.dtype is like.dtype and grad.device == like.device
         if not fits or not grad.is_contiguous():
             raise ValueError(
-                f"out.{name}: expected contiguous {like.dtype} {list(like.shape)} on {like.device}, "
+                f"out[1].{name}: expected contiguous {like.dtype} {list(like.shape)} on {like.device}, "
                 f"got {grad.dtype} {list(grad.shape)} on {grad.device}"
             )
-    return out
 
 
 def loss_and_grads(
@@ -476,7 +475,7 @@ def loss_and_grads(
     *,
     kl_direction: Direction = "policy_prior",
     normalize_advantage: bool = True,
-    out: Grads | None = None,
+    out: tuple[Outputs, Grads] | None = None,
 ) -> tuple[Outputs, Grads]:
     """Return the outputs, and d loss / d (logits, values), each of its input's dtype.
 
@@ -485,7 +484,7 @@ def loss_and_grads(
         coefficients: 0-D float32, read on the device.
         kl_direction: "policy_prior" is KL(policy || prior), "prior_policy" the other one.
         normalize_advantage: as in Stable-Baselines3, over rows of weight 1.
-        out: gradients of an earlier call with the same shapes and dtypes, to be overwritten and returned.
+        out: what an earlier call with inputs of the same shapes and dtypes returned, to be overwritten and returned.
 
     Raises:
         ValueError: a tensor on another device, of another dtype or shape.
@@ -494,11 +493,17 @@ def loss_and_grads(
         raise ValueError(f"kl_direction: expected 'policy_prior' or 'prior_policy', got {kl_direction!r}")
     x = _checked(inputs)
     _check_coefficients(coefficients, x.logits.device)
-    grads = Grads(torch.empty_like(x.logits), torch.empty_like(x.values)) if out is None else _writable(out, x)
-    statistics = torch.empty(len(Outputs._fields), dtype=torch.float32, device=x.logits.device)
+    if out is None:
+        statistics = torch.empty(len(Outputs._fields), dtype=torch.float32, device=x.logits.device)
+        outputs = Outputs(*statistics.unbind())
+        grads = Grads(torch.empty_like(x.logits), torch.empty_like(x.values))
+    else:
+        outputs, grads = out
+        _check_grads(grads, x)
+        statistics = packed(outputs, x.logits.device)
     if len(x.logits) == 0:
         statistics.zero_()
     else:
         with torch.cuda.device_of(x.logits):
             _launch(x, coefficients, grads, statistics, kl_direction == "prior_policy", normalize_advantage)
-    return Outputs(*statistics.unbind()), grads
+    return outputs, grads

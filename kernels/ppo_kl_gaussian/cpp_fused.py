@@ -3,18 +3,17 @@
 Native side: csrc/ops/ppo_kl_gaussian.cc. Test: pytest tests/kernels/test_ppo_kl_gaussian_cpp.py
 """
 
-import struct
-
 import torch
 from torch import Tensor
 
 from lago_fast import _C
 
+from ..ppo.outputs import check_outputs
 from .eager import Grads
 from .reference import HALF_TYPES, Coefficients, Direction, Inputs, Outputs
 
-# Of inputs, coefficients and gradients, as `_C.addresses` names them. The braces are for the two log stds.
-KINDS = "E{0}RERRRRRE{1}R" + "SSSSSS" + "E{0}R"
+# Of inputs, coefficients, gradients and outputs, as `_C.addresses` names them. The braces are for the two log stds.
+KINDS = "E{0}RERRRRRE{1}R" + "SSSSSS" + "E{0}R" + "SSSSSSS"
 KINDS_BY_STDS = {(a, b): KINDS.format("WE"[a - 1], "WE"[b - 1]) for a in (1, 2) for b in (1, 2)}
 
 
@@ -44,15 +43,13 @@ def _converted(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return tensor.detach().float().contiguous()
 
 
-def _coefficient_addresses(coefficients: Coefficients) -> list[int]:
-    """Return where each coefficient lies, 0 for None."""
+def _check_coefficients(coefficients: Coefficients) -> None:
     for name, c in zip(Coefficients._fields, coefficients, strict=True):
         if c is not None and (c.dtype is not torch.float32 or c.numel() != 1 or not c.is_cpu):
             raise ValueError(
                 f"{name}: expected a 0-D float32 CPU tensor, got {c.dtype} {list(c.shape)} on {c.device}; "
                 "see ops.coefficients_on"
             )
-    return [0 if c is None else c.data_ptr() for c in coefficients]
 
 
 def _writable(grads: Grads, inputs: Inputs) -> Grads:
@@ -61,7 +58,7 @@ def _writable(grads: Grads, inputs: Inputs) -> Grads:
         like = getattr(inputs, name)
         if grad.dtype is not like.dtype or grad.shape != like.shape or not (grad.is_cpu and grad.is_contiguous()):
             raise ValueError(
-                f"out.{name}: expected contiguous {like.dtype} {list(like.shape)} on the CPU, "
+                f"out[1].{name}: expected contiguous {like.dtype} {list(like.shape)} on the CPU, "
                 f"got {grad.dtype} {list(grad.shape)} on {grad.device}"
             )
     if all(grad.dtype is torch.float32 for grad in grads):
@@ -75,7 +72,7 @@ def loss_and_grads(
     *,
     kl_direction: Direction = "policy_prior",
     normalize_advantage: bool = True,
-    out: Grads | None = None,
+    out: tuple[Outputs, Grads] | None = None,
     lanes: int = 16,
 ) -> tuple[Outputs, Grads]:
     """Return the outputs, and d loss / d (mean, log_std, values).
@@ -85,7 +82,7 @@ def loss_and_grads(
         coefficients: 0-D float32.
         kl_direction: "policy_prior" is KL(policy || prior), "prior_policy" the other one.
         normalize_advantage: as in Stable-Baselines3, over rows of weight 1.
-        out: gradients of an earlier call with the same shapes and dtypes, to be overwritten and returned.
+        out: what an earlier call with inputs of the same shapes and dtypes returned, to be overwritten and returned.
         lanes: floats at once, at most: 16 (AVX-512), 8 (AVX2) or 4, as a processor that has no more.
 
     Raises:
@@ -97,23 +94,14 @@ def loss_and_grads(
     if len(shape) != 2 or shape[1] == 0:
         raise ValueError(f"mean: expected shape [B, D] with D at least 1, got {list(shape)}")
     rows, dims = shape
-    grads = out
-    if grads is None:
+    if out is None:
+        outputs = Outputs(*coefficients.clip_range.new_empty(len(Outputs._fields)).unbind())
         grads = Grads(*[torch.empty_like(t, memory_format=torch.contiguous_format) for t in inputs[:3]])
-    x, written = inputs, grads
-    stds = x.log_std.dim(), x.prior_log_std.dim()
+    else:
+        outputs, grads = out
+    stds = inputs.log_std.dim(), inputs.prior_log_std.dim()
     kinds = KINDS_BY_STDS.get(stds)
-    at = None if kinds is None else _C.addresses((*x, *coefficients, *written), kinds, rows, dims)
-    if at is None:
-        # something is to be converted or refused, or torch is too old for that short way
-        x, written = _readable(inputs), _writable(grads, inputs)
-        read = [0 if t is None else t.data_ptr() for t in x]
-        written_at = [t.data_ptr() for t in written]
-        at = struct.pack("21N", *read, *_coefficient_addresses(coefficients), *written_at)
-    statistics = coefficients.clip_range.new_empty(7)
-    _C.ppo_kl_gaussian(
-        at,
-        statistics.data_ptr(),
+    options = (
         rows,
         dims,
         stds[0] == 2,
@@ -123,7 +111,16 @@ def loss_and_grads(
         lanes,
         torch.get_num_threads(),
     )
+    written = grads
+    if kinds is None or not _C.ppo_kl_gaussian((*inputs, *coefficients, *grads, *outputs), kinds, *options):
+        # something is to be converted or refused, or torch is too old for that short way
+        x, written = _readable(inputs), _writable(grads, inputs)
+        _check_coefficients(coefficients)
+        check_outputs(outputs, torch.device("cpu"))
+        tensors = (*x, *coefficients, *written, *outputs)
+        addresses = tuple(0 if t is None else t.data_ptr() for t in tensors)
+        _C.ppo_kl_gaussian(addresses, "A" * len(tensors), *options)
     if written is not grads:
         for buffer, grad in zip(grads, written, strict=True):
             buffer.copy_(grad)
-    return Outputs(*statistics.unbind()), grads
+    return outputs, grads

@@ -9,6 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..ppo.outputs import packed
 from .eager import Grads
 from .reference import Coefficients, Direction, Inputs, Outputs
 
@@ -43,13 +44,13 @@ def _check_coefficients(coefficients: Coefficients, device: torch.device) -> Non
             )
 
 
-def _check_out(out: Grads, inputs: Inputs) -> None:
-    for name, grad in out._asdict().items():
+def _check_grads(grads: Grads, inputs: Inputs) -> None:
+    for name, grad in grads._asdict().items():
         like = getattr(inputs, name)
         fits = grad.shape == like.shape and grad.dtype is like.dtype and grad.device == like.device
         if not fits or not grad.is_contiguous():
             raise ValueError(
-                f"out.{name}: expected contiguous {like.dtype} {list(like.shape)} on {like.device}, "
+                f"out[1].{name}: expected contiguous {like.dtype} {list(like.shape)} on {like.device}, "
                 f"got {grad.dtype} {list(grad.shape)} on {grad.device}"
             )
 
@@ -61,7 +62,7 @@ def launch(
     coefficients: Coefficients,
     kl_direction: Direction,
     normalize_advantage: bool,
-    out: Grads | None,
+    out: tuple[Outputs, Grads] | None,
 ) -> tuple[Outputs, Grads]:
     """Check the arguments and have `native` compute on `stream`, on the device that `mean` lies on."""
     if kl_direction not in ("policy_prior", "prior_policy"):
@@ -77,20 +78,25 @@ def launch(
     _check_coefficients(coefficients, device)
     policy = (inputs.mean, inputs.log_std, inputs.values)
     if out is None:
-        out = Grads(*(torch.empty(t.shape, dtype=t.dtype, device=device) for t in policy))
+        statistics = torch.empty(len(Outputs._fields), dtype=torch.float32, device=device)
+        outputs, returned = (
+            Outputs(*statistics.unbind()),
+            Grads(*(torch.empty(t.shape, dtype=t.dtype, device=device) for t in policy)),
+        )
     else:
-        _check_out(out, inputs)
+        outputs, returned = out
+        _check_grads(returned, inputs)
+        statistics = packed(outputs, device)
 
     # gradients are written in the type that is read
     dtype = matrices[0].dtype
-    grads = [g if g.dtype == dtype else torch.empty(g.shape, dtype=dtype, device=device) for g in out[:2]]
+    grads = [g if g.dtype == dtype else torch.empty(g.shape, dtype=dtype, device=device) for g in returned[:2]]
     per_row = inputs.log_std.dim() == 2
-    statistics = torch.empty(len(Outputs._fields), dtype=torch.float32, device=device)
     workspace = torch.empty(native.gaussian_workspace(*matrix, per_row), dtype=torch.float32, device=device)
     native.ppo_kl_gaussian(
         [t.data_ptr() for t in (*matrices, *grads)],
         TYPES[dtype],
-        [(0, 0) if t is None else (t.data_ptr(), TYPES[t.dtype]) for t in (*columns, kl_weight, out.values)],
+        [(0, 0) if t is None else (t.data_ptr(), TYPES[t.dtype]) for t in (*columns, kl_weight, returned.values)],
         [0 if t is None else t.data_ptr() for t in coefficients],
         statistics.data_ptr(),
         workspace.data_ptr(),
@@ -102,10 +108,10 @@ def launch(
         normalize_advantage,
         (device.index or 0, stream),
     )
-    for buffer, grad in zip(out, grads, strict=False):
+    for buffer, grad in zip(returned, grads, strict=False):
         if grad is not buffer:
             buffer.copy_(grad)
-    return Outputs(*statistics.unbind()), out
+    return outputs, returned
 
 
 def loss_and_grads(
@@ -114,7 +120,7 @@ def loss_and_grads(
     *,
     kl_direction: Direction = "policy_prior",
     normalize_advantage: bool = True,
-    out: Grads | None = None,
+    out: tuple[Outputs, Grads] | None = None,
 ) -> tuple[Outputs, Grads]:
     """Return the outputs, and d loss / d (mean, log_std, values).
 
@@ -124,7 +130,7 @@ def loss_and_grads(
         coefficients: 0-D float32 on the same device.
         kl_direction: "policy_prior" is KL(policy || prior), "prior_policy" the other one.
         normalize_advantage: as in Stable-Baselines3, over rows of weight 1.
-        out: gradients of an earlier call with inputs of the same shapes and dtypes, to be overwritten and returned.
+        out: what an earlier call with inputs of the same shapes and dtypes returned, to be overwritten and returned.
 
     Raises:
         ValueError: a tensor on another device, of another dtype or shape, or of more dimensions than the kernels hold.

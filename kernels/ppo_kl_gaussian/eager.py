@@ -16,17 +16,22 @@ class Grads(NamedTuple):
 
 
 def gradients(
-    loss: Callable[..., Outputs], inputs: Inputs, coefficients: Coefficients, out: Grads | None, **options: Any
+    loss: Callable[..., Outputs],
+    inputs: Inputs,
+    coefficients: Coefficients,
+    out: tuple[Outputs, Grads] | None,
+    **options: Any,
 ) -> tuple[Outputs, Grads]:
-    """Return what `loss` returns, detached, and its gradients by autograd, written to `out` where it is given."""
+    """Return what `loss` returns, detached, and its gradients by autograd, both written to `out` where it is given."""
     leaves = [getattr(inputs, name).detach().requires_grad_() for name in Grads._fields]
     with torch.enable_grad():
         outputs = loss(inputs._replace(**dict(zip(Grads._fields, leaves, strict=True))), coefficients, **options)
         grads = torch.autograd.grad(outputs.loss, leaves)
-    if out is not None:
-        for buffer, grad in zip(out, grads, strict=True):
-            buffer.copy_(grad)
-    return Outputs(*(t.detach() for t in outputs)), out or Grads(*grads)
+    if out is None:
+        return Outputs(*(t.detach() for t in outputs)), Grads(*grads)
+    for buffer, t in zip((*out[0], *out[1]), (*outputs, *grads), strict=True):
+        buffer.copy_(t.detach())
+    return out
 
 
 def loss_and_grads(
@@ -35,8 +40,8 @@ def loss_and_grads(
     *,
     kl_direction: Direction = "policy_prior",
     normalize_advantage: bool = True,
-    out: Grads | None = None,
+    out: tuple[Outputs, Grads] | None = None,
 ) -> tuple[Outputs, Grads]:
-    """Return the outputs, detached, and d loss / d (mean, log_std, values), written to `out` where it is given."""
+    """Return the outputs, detached, and d loss / d (mean, log_std, values), all written to `out` where it is given."""
     options: dict[str, Any] = {"kl_direction": kl_direction, "normalize_advantage": normalize_advantage}
     return gradients(ppo_kl_gaussian, inputs, coefficients, out, **options)

@@ -36,8 +36,8 @@ def loss_and_grads(
     *,
     kl_direction: Direction = "policy_prior",
     normalize_advantage: bool = True,
-    out: Grads | None = None,
+    out: tuple[Outputs, Grads] | None = None,
 ) -> tuple[Outputs, Grads]:
-    """Return the outputs, detached, and the gradients, written to `out` where it is given."""
+    """Return the outputs, detached, and the gradients, all written to `out` where it is given."""
     options: dict[str, Any] = {"kl_direction": kl_direction, "normalize_advantage": normalize_advantage}
     return gradients(_compiled(), inputs, coefficients, out, **options)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..ppo.outputs import packed
 from .eager import Grads
 from .reference import HALF_LOG_2PI, Coefficients, Direction, Inputs, Outputs
 
@@ -418,17 +419,15 @@ def _check_coefficients(coefficients: Coefficients, device: torch.device) -> Non
             )
 
 
-def _writable(out: Grads, inputs: Inputs) -> Grads:
-    """Return `out` if the gradients can be written there."""
-    for name, grad in out._asdict().items():
+def _check_grads(grads: Grads, inputs: Inputs) -> None:
+    for name, grad in grads._asdict().items():
         like = getattr(inputs, name)
         fits = grad.shape == like.shape and grad.dtype is like.dtype and grad.device == like.device
         if not fits or not grad.is_contiguous():
             raise ValueError(
-                f"out.{name}: expected contiguous {like.dtype} {list(like.shape)} on {like.device}, "
+                f"out[1].{name}: expected contiguous {like.dtype} {list(like.shape)} on {like.device}, "
                 f"got {grad.dtype} {list(grad.shape)} on {grad.device}"
             )
-    return out
 
 
 def loss_and_grads(
@@ -437,7 +436,7 @@ def loss_and_grads(
     *,
     kl_direction: Direction = "policy_prior",
     normalize_advantage: bool = True,
-    out: Grads | None = None,
+    out: tuple[Outputs, Grads] | None = None,
 ) -> tuple[Outputs, Grads]:
     """Return the outputs, and d loss / d (mean, log_std, values), each of its input's dtype.
 
@@ -446,7 +445,7 @@ def loss_and_grads(
         coefficients: 0-D float32, read on the device.
         kl_direction: "policy_prior" is KL(policy || prior), "prior_policy" the other one.
         normalize_advantage: as in Stable-Baselines3, over rows of weight 1.
-        out: gradients of an earlier call with the same shapes and dtypes, to be overwritten and returned.
+        out: what an earlier call with inputs of the same shapes and dtypes returned, to be overwritten and returned.
 
     Raises:
         ValueError: a tensor on another device, of another dtype or shape.
@@ -456,13 +455,17 @@ def loss_and_grads(
     x = _checked(inputs)
     _check_coefficients(coefficients, x.mean.device)
     if out is None:
+        statistics = torch.empty(len(Outputs._fields), dtype=torch.float32, device=x.mean.device)
+        outputs = Outputs(*statistics.unbind())
         grads = Grads(torch.empty_like(x.mean), torch.empty_like(x.log_std), torch.empty_like(x.values))
     else:
-        grads = _writable(out, x)
-    statistics = torch.empty(len(Outputs._fields), dtype=torch.float32, device=x.mean.device)
+        outputs, grads = out
+        _check_grads(grads, x)
+        statistics = packed(outputs, x.mean.device)
     if len(x.mean) == 0:
+        statistics.zero_()
         grads.log_std.zero_()
-        return Outputs(*statistics.zero_().unbind()), grads
-    with torch.cuda.device_of(x.mean):
-        _launch(x, coefficients, grads, statistics, kl_direction == "prior_policy", normalize_advantage)
-    return Outputs(*statistics.unbind()), grads
+    else:
+        with torch.cuda.device_of(x.mean):
+            _launch(x, coefficients, grads, statistics, kl_direction == "prior_policy", normalize_advantage)
+    return outputs, grads

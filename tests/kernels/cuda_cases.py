@@ -1,4 +1,4 @@
-"""Batches for the CUDA kernels, and how close to float64 they must come; for the emulated and the real ones."""
+"""Batches for the losses, buffers for what they return, and how close to float64 CUDA kernels must come."""
 
 import torch
 from torch import Tensor
@@ -80,6 +80,14 @@ def converted(named, dtype: torch.dtype):
 
 def eager_of(x):
     return categorical_eager if isinstance(x, CategoricalInputs) else gaussian_eager
+
+
+def poisoned(x):
+    """Return outputs and gradients that hold NaN wherever a loss forgets to write."""
+    eager = eager_of(x)
+    outputs = torch.full((len(eager.Outputs._fields),), float("nan"), device=x.values.device)
+    grads = (torch.full_like(getattr(x, name), float("nan")) for name in eager.Grads._fields)
+    return eager.Outputs(*outputs.unbind()), eager.Grads(*grads)
 
 
 def assert_close(names, truth, plain, got, rtol) -> None:

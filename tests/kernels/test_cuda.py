@@ -20,6 +20,7 @@ from tests.kernels.cuda_cases import (
     draw_categorical,
     draw_gaussian,
     eager_of,
+    poisoned,
 )
 
 pytestmark = [
@@ -41,11 +42,6 @@ def entries_of(x):
     """Return the two entries of the loss that takes these inputs: the differentiable one, and loss and gradients."""
     name = "ppo_kl_categorical" if hasattr(x, "logits") else "ppo_kl_gaussian"
     return getattr(ops, name), getattr(ops, f"{name}_loss_and_grads")
-
-
-def poisoned(x):
-    grads = eager_of(x).Grads
-    return grads(*(torch.full_like(getattr(x, name), float("nan")) for name in grads._fields))
 
 
 def assert_loss(x, c, *, rtol: float = 2e-6, **options) -> None:

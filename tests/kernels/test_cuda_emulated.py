@@ -39,6 +39,7 @@ from tests.kernels.cuda_cases import (
     draw_categorical,
     draw_gaussian,
     eager_of,
+    poisoned,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,8 +102,7 @@ def fused(native, x, c, *, kl_direction="policy_prior", normalize_advantage=True
     """Compute a loss by the emulated kernels, into buffers of NaN unless told otherwise."""
     module = categorical if isinstance(x, CategoricalInputs) else gaussian
     if out == "poisoned":
-        grads = eager_of(x).Grads
-        out = grads(*(torch.full_like(getattr(x, name), float("nan")) for name in grads._fields))
+        out = poisoned(x)
     return module.launch(native, NO_STREAM, x, c, kl_direction, normalize_advantage, out)
 
 
@@ -355,9 +355,11 @@ class TestLosses:
                 fused(native, inputs, coefficients()._replace(kl_coef=torch.tensor(0.1, dtype=torch.float64)))
             with pytest.raises(ValueError, match=r"^kl_direction: expected"):
                 fused(native, inputs, coefficients(), kl_direction="sideways")
-            grads = fused(native, inputs, coefficients())[1]
-            with pytest.raises(ValueError, match=rf"^out\.{name}: expected"):
-                fused(native, inputs, coefficients(), out=grads._replace(**{name: getattr(grads, name)[:9]}))
+            outputs, grads = fused(native, inputs, coefficients())
+            with pytest.raises(ValueError, match=rf"^out\[1\]\.{name}: expected"):
+                fused(native, inputs, coefficients(), out=(outputs, grads._replace(**{name: getattr(grads, name)[:9]})))
+            with pytest.raises(ValueError, match=r"^out\[0\]\.value_loss: expected to lie behind"):
+                fused(native, inputs, coefficients(), out=(outputs._replace(value_loss=torch.zeros(())), grads))
 
 
 def both_kls(native, inputs, temperature, kl_direction):

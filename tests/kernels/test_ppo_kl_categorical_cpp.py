@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lago_fast.kernels.ppo_kl_categorical import cpp_fused, eager
 from lago_fast.kernels.ppo_kl_categorical.reference import Coefficients, Inputs
+from tests.kernels.cuda_cases import poisoned
 
 NAMES = ("clip_range", "ent_coef", "vf_coef", "kl_coef", "prior_temperature", "clip_range_vf")
 THREADED_ROWS = 9000  # with 40 actions enough for several threads
@@ -51,11 +52,6 @@ def draw(rows: int, n_actions: int, *, masked: bool = False) -> Inputs:
 def widened(inputs):
     """Widen to float64, in which the reference is the truth."""
     return type(inputs)(*(t.double() if t is not None and t.is_floating_point() else t for t in inputs))
-
-
-def poisoned(x: Inputs) -> eager.Grads:
-    """Gradients that hold NaN wherever the kernel forgets to write."""
-    return eager.Grads(*(torch.full_like(t, float("nan")) for t in x[:2]))
 
 
 def assert_no_worse_than_eager(x: Inputs, c: Coefficients, *, lanes: int, rtol: float = 2e-6, **options) -> None:
@@ -333,7 +329,7 @@ def test_half_types_are_computed_in_float32(dtype):
         torch.testing.assert_close(got.double(), expected, rtol=1e-2, atol=1e-4)
     buffers = poisoned(x)
     assert_same_bits((outputs, grads), cpp_fused.loss_and_grads(x, coefficients(), out=buffers))
-    assert torch.equal(buffers.logits, grads.logits)
+    assert_same_bits((outputs, grads), buffers)
 
 
 def extreme(rows: int, n_actions: int, seed: int, masked: bool) -> Inputs:
@@ -431,10 +427,32 @@ def test_a_refused_direction_and_buffer_are_named():
     x = draw(10, 4)
     with pytest.raises(ValueError, match=r"^kl_direction: expected"):
         cpp_fused.loss_and_grads(x, coefficients(), kl_direction="sideways")
-    with pytest.raises(ValueError, match=r"^out\.logits: expected"):
+    with pytest.raises(ValueError, match=r"^out\[1\]\.logits: expected"):
         cpp_fused.loss_and_grads(x, coefficients(), out=poisoned(draw(9, 4)))
-    with pytest.raises(ValueError, match=r"^out\.values: expected"):
-        cpp_fused.loss_and_grads(x, coefficients(), out=poisoned(x)._replace(values=x.values.half()))
+    outputs, grads = poisoned(x)
+    with pytest.raises(ValueError, match=r"^out\[1\]\.values: expected"):
+        cpp_fused.loss_and_grads(x, coefficients(), out=(outputs, grads._replace(values=x.values.half())))
+    with pytest.raises(ValueError, match=r"^out\[0\]\.entropy: expected"):
+        cpp_fused.loss_and_grads(x, coefficients(), out=(outputs._replace(entropy=torch.zeros(1)), grads))
+
+
+@pytest.mark.parametrize("module", [eager, cpp_fused])
+def test_what_a_call_returned_is_overwritten_and_returned(module):
+    first, second = draw(10, 4), draw(10, 4)
+    expected = module.loss_and_grads(second, coefficients())
+    returned = module.loss_and_grads(first, coefficients())
+    outputs, grads = module.loss_and_grads(second, coefficients(), out=returned)
+    assert all(a is b for a, b in zip((*outputs, *grads), (*returned[0], *returned[1]), strict=True))
+    assert_same_bits(expected, returned)
+
+
+def test_outputs_need_not_lie_in_a_row():
+    x = draw(10, 4)
+    outputs, grads = poisoned(x)
+    apart = eager.Outputs(*(t.clone() for t in outputs))
+    assert_same_bits(
+        cpp_fused.loss_and_grads(x, coefficients()), cpp_fused.loss_and_grads(x, coefficients(), out=(apart, grads))
+    )
 
 
 @all_lanes

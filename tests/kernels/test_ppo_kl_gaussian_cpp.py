@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lago_fast.kernels.ppo_kl_gaussian import cpp_fused, eager
 from lago_fast.kernels.ppo_kl_gaussian.reference import Coefficients, Inputs
+from tests.kernels.cuda_cases import poisoned
 
 NAMES = ("clip_range", "ent_coef", "vf_coef", "kl_coef", "prior_temperature", "clip_range_vf")
 
@@ -50,11 +51,6 @@ def draw(rows: int, dims: int, *, policy_std_per_row: bool = False, prior_std_pe
 def widened(inputs):
     """Widen to float64, in which the reference is the truth."""
     return type(inputs)(*(None if t is None else t.double() for t in inputs))
-
-
-def poisoned(x: Inputs) -> eager.Grads:
-    """Gradients that hold NaN wherever the kernel forgets to write."""
-    return eager.Grads(*(torch.full_like(t, float("nan")) for t in x[:3]))
 
 
 def assert_no_worse_than_eager(x: Inputs, c: Coefficients, *, lanes: int, rtol: float = 2e-6, **options) -> None:
@@ -317,8 +313,8 @@ def test_half_types_are_computed_in_float32(dtype):
         assert got.dtype == dtype
         torch.testing.assert_close(got.double(), expected, rtol=1e-2, atol=1e-4)
     buffers = poisoned(x)
-    assert cpp_fused.loss_and_grads(x, coefficients(), out=buffers)[1] is buffers
-    assert all(torch.equal(a, b) for a, b in zip(buffers, grads, strict=True))
+    assert cpp_fused.loss_and_grads(x, coefficients(), out=buffers)[1] is buffers[1]
+    assert all(torch.equal(a, b) for a, b in zip((*buffers[0], *buffers[1]), (*outputs, *grads), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -351,8 +347,24 @@ def test_a_refused_direction_and_buffer_are_named():
     x = draw(10, 4)
     with pytest.raises(ValueError, match=r"^kl_direction: expected"):
         cpp_fused.loss_and_grads(x, coefficients(), kl_direction="sideways")
-    with pytest.raises(ValueError, match=r"^out\.mean: expected"):
+    with pytest.raises(ValueError, match=r"^out\[1\]\.mean: expected"):
         cpp_fused.loss_and_grads(x, coefficients(), out=poisoned(draw(9, 4)))
+    outputs, grads = poisoned(x)
+    with pytest.raises(ValueError, match=r"^out\[0\]\.entropy: expected"):
+        cpp_fused.loss_and_grads(x, coefficients(), out=(outputs._replace(entropy=torch.zeros(1)), grads))
+
+
+@pytest.mark.parametrize("module", [eager, cpp_fused])
+def test_what_a_call_returned_is_overwritten_and_returned(module):
+    first, second = draw(10, 4), draw(10, 4)
+    expected = module.loss_and_grads(second, coefficients())
+    returned = module.loss_and_grads(first, coefficients())
+    outputs, grads = module.loss_and_grads(second, coefficients(), out=returned)
+    for got, before, same in zip(
+        (*outputs, *grads), (*returned[0], *returned[1]), (*expected[0], *expected[1]), strict=True
+    ):
+        assert got is before
+        assert torch.equal(got, same)
 
 
 @all_lanes

@@ -7,6 +7,7 @@ from torch import Tensor
 from lago_fast import ops
 from lago_fast.kernels.ppo_kl_gaussian import eager, triton_fused
 from lago_fast.kernels.ppo_kl_gaussian.reference import Coefficients, Inputs
+from tests.kernels.cuda_cases import poisoned
 
 # the interpreter computes in numpy, which warns of what is then selected away
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
@@ -60,11 +61,6 @@ def draw(
 def widened(inputs):
     """Widen to float64, in which the reference is the truth."""
     return type(inputs)(*(None if t is None else t.double() for t in inputs))
-
-
-def poisoned(x: Inputs) -> eager.Grads:
-    """Gradients that hold NaN wherever a kernel forgets to write."""
-    return eager.Grads(*(torch.full_like(t, float("nan")) for t in x[:3]))
 
 
 def assert_no_worse_than_eager(x: Inputs, c: Coefficients, *, rtol: float = 3e-6, **options) -> None:
@@ -242,7 +238,7 @@ def test_a_refused_direction_buffer_and_device_are_named(monkeypatch, device):
     x = draw(device, 10, 4)
     with pytest.raises(ValueError, match=r"^kl_direction: expected"):
         triton_fused.loss_and_grads(x, coefficients(device), kl_direction="sideways")
-    with pytest.raises(ValueError, match=r"^out\.mean: expected"):
+    with pytest.raises(ValueError, match=r"^out\[1\]\.mean: expected"):
         triton_fused.loss_and_grads(x, coefficients(device), out=poisoned(draw(device, 9, 4)))
     monkeypatch.setattr(triton_fused, "INTERPRETED", False)
     with pytest.raises(ValueError, match=r"^mean: expected a CUDA tensor"):
