@@ -7,7 +7,7 @@ Test: pytest tests/algorithms/test_heads.py
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +34,28 @@ class Acted(NamedTuple):
     outputs: tuple[Tensor, ...]  # what is stored for a KL as a reward
 
 
+class LossBuffers:
+    """What a loss returned last, which the next call on outputs of the same shape overwrites.
+
+    Only on a CPU: a captured CUDA graph would go on writing to what was let go here.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = ()
+        self._returned: Any = None
+
+    def call(self, op: Callable[..., Any], inputs: Any, coefficients: Any, *, impl: str, **options: Any) -> Any:
+        """Return an op's statistics and gradients, which hold until the next call."""
+        like = inputs[0]
+        if not like.is_cpu:
+            return op(inputs, coefficients, impl=impl, **options)
+        key = like.shape, like.dtype, impl
+        out = self._returned if key == self._key else None
+        self._returned = op(inputs, coefficients, impl=impl, out=out, **options)
+        self._key = key
+        return self._returned
+
+
 class GaussianHead:
     """Diagonal Gaussian with a state-independent std, as Stable-Baselines3's `DiagGaussianDistribution`."""
 
@@ -41,7 +63,7 @@ class GaussianHead:
     kind = "gaussian"
 
     def __init__(self, policy: ActorCriticPolicy, space: spaces.Box, networks: PolicyNetworks) -> None:
-        self.policy, self.networks = policy, networks
+        self.policy, self.networks, self._loss = policy, networks, LossBuffers()
         self.action_dim = math.prod(space.shape)
         self.action_shape: tuple[int, ...] = (self.action_dim,)
         self.widths = (self.action_dim, self.action_dim)
@@ -104,7 +126,7 @@ class GaussianHead:
         coefficients: dict[str, Any],
         **options: Any,
     ) -> tuple[ops.GaussianOutputs, ops.GaussianGrads]:
-        """Return the op's statistics and its gradients for (mean, log_std, values)."""
+        """Return the op's statistics and its gradients for (mean, log_std, values), which hold until the next call."""
         prior_mean, prior_log_std = batch.prior
         inputs = ops.GaussianInputs(
             outputs[0].detach(),
@@ -120,7 +142,8 @@ class GaussianHead:
             prior_log_std,
             kl_weight=batch.kl_weight,
         )
-        return ops.ppo_kl_gaussian_loss_and_grads(inputs, ops.GaussianCoefficients(**coefficients), **options)
+        chosen = ops.GaussianCoefficients(**coefficients)
+        return self._loss.call(ops.ppo_kl_gaussian_loss_and_grads, inputs, chosen, **options)
 
 
 class CategoricalHead:
@@ -130,7 +153,7 @@ class CategoricalHead:
     kind = "categorical"
 
     def __init__(self, policy: ActorCriticPolicy, space: spaces.Discrete, networks: PolicyNetworks) -> None:
-        self.policy, self.networks = policy, networks
+        self.policy, self.networks, self._loss = policy, networks, LossBuffers()
         self.action_dim = int(space.n)
         self.action_shape: tuple[int, ...] = ()
         self.widths = (self.action_dim,)
@@ -194,7 +217,7 @@ class CategoricalHead:
         coefficients: dict[str, Any],
         **options: Any,
     ) -> tuple[ops.CategoricalOutputs, ops.CategoricalGrads]:
-        """Return the op's statistics and its gradients for (logits, values)."""
+        """Return the op's statistics and its gradients for (logits, values), which hold until the next call."""
         (prior_log_probs,) = batch.prior
         inputs = ops.CategoricalInputs(
             outputs[0].detach(),
@@ -209,7 +232,8 @@ class CategoricalHead:
             action_mask=self.action_mask(batch.observations),
             kl_weight=batch.kl_weight,
         )
-        return ops.ppo_kl_categorical_loss_and_grads(inputs, ops.CategoricalCoefficients(**coefficients), **options)
+        chosen = ops.CategoricalCoefficients(**coefficients)
+        return self._loss.call(ops.ppo_kl_categorical_loss_and_grads, inputs, chosen, **options)
 
 
 class TextHead(CategoricalHead):

@@ -7,6 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from lago_fast.algorithms.heads import GaussianHead, PolicysOwnHead, make_head
+from lago_fast.buffers import RolloutBatch
 from lago_fast.errors import PriorMismatch
 from lago_fast.priors.base import PriorOutput
 
@@ -71,3 +72,34 @@ def test_an_overridden_policy_is_not_passed_over():
     assert isinstance(make_head(policy(space)), GaussianHead)
     assert isinstance(make_head(policy(space, use_sde=True)), PolicysOwnHead)
     assert isinstance(make_head(Scaled(OBS, space, lambda _: 1e-3)), PolicysOwnHead)
+
+
+def minibatch(space, rows):
+    """Return a minibatch of any observations, with a prior for each."""
+    discrete = isinstance(space, spaces.Discrete)
+    prior = (torch.zeros(rows, 5),) if discrete else (torch.zeros(rows, 2), torch.zeros(rows, 2))
+    return RolloutBatch(
+        observations=torch.randn(rows, 3),
+        actions=torch.randint(5, (rows,)) if discrete else torch.randn(rows, 2),
+        **{name: torch.randn(rows) for name in ("old_values", "old_log_prob", "advantages", "returns")},
+        weight=torch.ones(rows),
+        prior=prior,
+    )
+
+
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(5)])
+def test_a_loss_overwrites_what_it_returned_for_as_many_rows(space):
+    torch.manual_seed(0)
+    head = make_head(policy(space))
+    numbers = {"clip_range": 0.2, "ent_coef": 0.01, "vf_coef": 0.5, "kl_coef": 0.3, "prior_temperature": 1.0}
+    coefficients = {name: torch.tensor(value) for name, value in numbers.items()}
+
+    def loss_of(batch, own_head=head):
+        return own_head.loss_and_grads(*own_head.evaluate(batch), batch, coefficients, impl="auto")
+
+    batches = [minibatch(space, rows) for rows in (16, 16, 7)]
+    first, second, of_fewer = (loss_of(batch) for batch in batches)
+    assert all(a is b for a, b in zip((*first[0], *first[1]), (*second[0], *second[1]), strict=True))
+    for got, batch in ((second, batches[1]), (of_fewer, batches[2])):
+        expected = loss_of(batch, make_head(head.policy))
+        assert all(torch.equal(a, b) for a, b in zip((*got[0], *got[1]), (*expected[0], *expected[1]), strict=True))
