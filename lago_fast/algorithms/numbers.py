@@ -5,6 +5,7 @@ Test: pytest tests/algorithms/test_numbers.py
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,6 +138,7 @@ class Numbers:
         self.on_nan = on_nan
         self.skipped = 0  # iterations, in a row
         self._alarmed: set[str] = set()
+        self._prior_kl = math.inf  # of the last update
 
     def remember_normalisation(self, model: "CollectingPPO") -> None:
         """Keep copies of what normalises, as it is before a rollout: a NaN would stay in it for good."""
@@ -184,14 +186,17 @@ class Numbers:
         """Take note of an update without NaN; warn when the ratio or the KL to the prior explodes.
 
         The warning comes once, until the figure has fallen again. The approximate KL from the old policy grows with
-        the ratio itself.
+        the ratio itself; a policy that comes nearer to its prior by as much goes where it is sent: no warning.
 
         Args:
             logged: the update's figures by name, nats.
         """
         self.skipped = 0
+        prior_kl = logged.get("train/prior_kl", math.inf)
+        nearer, self._prior_kl = self._prior_kl - prior_kl, prior_kl
         for name, alarm, remedy in ALARMS:
-            if not logged.get(name, 0.0) > alarm:
+            follows_prior = name == "train/approx_kl" and logged.get(name, 0.0) <= nearer < math.inf
+            if follows_prior or not logged.get(name, 0.0) > alarm:
                 self._alarmed.discard(name)
             elif name not in self._alarmed:
                 self._alarmed.add(name)

@@ -291,6 +291,19 @@ def test_divergence_is_reported_before_it_is_nan_and_once(tmp_path, caplog):
         caplog.clear()
 
 
+def test_a_policy_that_follows_its_prior_does_not_diverge(tmp_path, caplog):
+    numbers = model_of(tmp_path, None)._numbers
+    # nats from the old policy, nats from the prior
+    for approx_kl, prior_kl, warned in ((0.01, 6.0, 0), (3.0, 2.0, 0), (3.0, 0.5, 1), (0.01, 0.5, 0), (3.0, 0.4, 1)):
+        numbers.passed({"train/approx_kl": approx_kl, "train/prior_kl": prior_kl})
+        assert caplog.text.count("approx_kl diverges") == warned
+        caplog.clear()
+    for logged in ({"train/approx_kl": 3.0}, {"train/approx_kl": 3.0, "train/prior_kl": 1.0}):  # how far before?
+        model_of(tmp_path, None)._numbers.passed(logged)
+        assert caplog.text.count("approx_kl diverges") == 1
+        caplog.clear()
+
+
 def test_without_a_folder_it_says_that_nothing_was_saved(tmp_path):
     model = model_of(tmp_path, "reward")
     model.set_logger(Logger(folder=None, output_formats=[]))
