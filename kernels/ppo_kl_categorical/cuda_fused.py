@@ -81,10 +81,8 @@ def launch(
     _check_coefficients(coefficients, device)
     if out is None:
         statistics = torch.empty(len(Outputs._fields), dtype=torch.float32, device=device)
-        outputs, returned = (
-            Outputs(*statistics.unbind()),
-            Grads(torch.empty(matrix, dtype=inputs.logits.dtype, device=device), torch.empty_like(columns[0])),
-        )
+        outputs = Outputs(*statistics.unbind())
+        returned = Grads(torch.empty(matrix, dtype=inputs.logits.dtype, device=device), torch.empty_like(columns[0]))
     else:
         outputs, returned = out
         _check_grads(returned, inputs)

@@ -79,10 +79,8 @@ def launch(
     policy = (inputs.mean, inputs.log_std, inputs.values)
     if out is None:
         statistics = torch.empty(len(Outputs._fields), dtype=torch.float32, device=device)
-        outputs, returned = (
-            Outputs(*statistics.unbind()),
-            Grads(*(torch.empty(t.shape, dtype=t.dtype, device=device) for t in policy)),
-        )
+        outputs = Outputs(*statistics.unbind())
+        returned = Grads(*(torch.empty(t.shape, dtype=t.dtype, device=device) for t in policy))
     else:
         outputs, returned = out
         _check_grads(returned, inputs)

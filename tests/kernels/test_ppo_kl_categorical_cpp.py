@@ -436,16 +436,6 @@ def test_a_refused_direction_and_buffer_are_named():
         cpp_fused.loss_and_grads(x, coefficients(), out=(outputs._replace(entropy=torch.zeros(1)), grads))
 
 
-@pytest.mark.parametrize("module", [eager, cpp_fused])
-def test_what_a_call_returned_is_overwritten_and_returned(module):
-    first, second = draw(10, 4), draw(10, 4)
-    expected = module.loss_and_grads(second, coefficients())
-    returned = module.loss_and_grads(first, coefficients())
-    outputs, grads = module.loss_and_grads(second, coefficients(), out=returned)
-    assert all(a is b for a, b in zip((*outputs, *grads), (*returned[0], *returned[1]), strict=True))
-    assert_same_bits(expected, returned)
-
-
 def test_outputs_need_not_lie_in_a_row():
     x = draw(10, 4)
     outputs, grads = poisoned(x)

@@ -5,7 +5,9 @@ from collections import namedtuple
 import pytest
 import torch
 
+from lago_fast import ops
 from lago_fast.kernels.ppo.outputs import check_outputs, packed
+from tests.kernels.cuda_cases import coefficients, draw_categorical, draw_gaussian
 
 CPU = torch.device("cpu")
 Outputs = namedtuple("Outputs", "loss entropy approx_kl")
@@ -34,3 +36,24 @@ def test_outputs_that_cannot_be_written_are_named(wrong):
     check_outputs(outputs, CPU)
     with pytest.raises(ValueError, match=r"^out\[0\]\.approx_kl: expected a 0-D float32 tensor on cpu"):
         check_outputs(outputs._replace(approx_kl=wrong), CPU)
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpp"])
+@pytest.mark.parametrize(
+    ("draw", "op"),
+    [
+        (draw_categorical, ops.ppo_kl_categorical_loss_and_grads),
+        (draw_gaussian, ops.ppo_kl_gaussian_loss_and_grads),
+    ],
+)
+def test_what_a_call_returned_is_overwritten_and_returned(draw, op, impl):
+    first, second = draw(10, 4), draw(10, 4)
+    expected = op(second, coefficients(), impl=impl)
+    returned = op(first, coefficients(), impl=impl)
+    outputs, grads = op(second, coefficients(), impl=impl, out=returned)
+    assert not torch.equal(expected[0].loss, op(first, coefficients(), impl=impl)[0].loss)
+    for got, before, same in zip(
+        (*outputs, *grads), (*returned[0], *returned[1]), (*expected[0], *expected[1]), strict=True
+    ):
+        assert got is before
+        assert torch.equal(got, same)
